@@ -1,0 +1,286 @@
+"""The argument checks of every op, for the implementations written in Python.
+
+The CPU kernels make the same checks, in the same order and with the same words, in
+``csrc/torch/checks.h``; ``tests/ops/test_errors.py`` holds the two against each other.
+A check raises ``RuntimeError``, which the public functions turn into ``ValueError`` or
+``TypeError`` (see ``_library.public_error``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+TOKEN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+METRICS = ("cosine", "dot", "l1", "l2")
+STRATEGIES = ("dual_anchor", "gaussian")
+
+
+def patch_similarity(
+    current: Tensor,
+    reference: Tensor,
+    reference_index: Tensor | None = None,
+    metric: str = "cosine",
+) -> None:
+    """Check the arguments of `patch_similarity`."""
+    _similarity("patch_similarity", current, reference, reference_index, metric)
+
+
+def select_dynamic(
+    current: Tensor,
+    reference: Tensor,
+    k: int,
+    reference_index: Tensor | None = None,
+    metric: str = "cosine",
+) -> None:
+    """Check the arguments of `select_dynamic`."""
+    _similarity("select_dynamic", current, reference, reference_index, metric)
+    _count("select_dynamic", "k", k, current.shape[1])
+
+
+def gather_tokens(tokens: Tensor, index: Tensor) -> None:
+    """Check the arguments of `gather_tokens`."""
+    op = "gather_tokens"
+    _tokens(op, "tokens", tokens)
+    frames, length, _ = tokens.shape
+    _integers(op, "index", index, torch.int64, tokens, "tokens")
+    if index.dim() != 2 or index.shape[0] != frames:
+        _fail(op, "index", f"have shape [{frames}, k]", f"has shape {_shape(index)}")
+    _range(op, "index", index, 0, length)
+
+
+def merge_tokens(
+    updated: Tensor,
+    cached: Tensor,
+    slot: Tensor,
+    reference_index: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> None:
+    """Check the arguments of `merge_tokens`."""
+    op = "merge_tokens"
+    _tokens(op, "cached", cached)
+    _tokens(op, "updated", updated, may_be_empty=True)
+    _like(op, "updated", updated, "cached", cached)
+    frames, chosen, channels = updated.shape
+    length = cached.shape[1]
+    if channels != cached.shape[2]:
+        _fail(
+            op,
+            "updated",
+            f"have {cached.shape[2]} channels like cached",
+            f"has shape {_shape(updated)}",
+        )
+    _integers(op, "slot", slot, torch.int32, cached, "cached")
+    if tuple(slot.shape) != (frames, length):
+        _fail(op, "slot", f"have shape [{frames}, {length}]", f"has shape {_shape(slot)}")
+    _range(op, "slot", slot, -1, chosen)
+    _reference_index(op, reference_index, cached, "cached", frames)
+    if residual is not None:
+        _tokens(op, "residual", residual)
+        _like(op, "residual", residual, "cached", cached)
+        if tuple(residual.shape) != (frames, length, channels):
+            _fail(
+                op,
+                "residual",
+                f"have shape [{frames}, {length}, {channels}]",
+                f"has shape {_shape(residual)}",
+            )
+
+
+def quiet_channels(tokens: Tensor, keep: int) -> None:
+    """Check the arguments of `quiet_channels`."""
+    _tokens("quiet_channels", "tokens", tokens)
+    _count("quiet_channels", "keep", keep, tokens.shape[2])
+
+
+def anchor_scores(
+    tokens: Tensor,
+    temporal_anchor: Tensor | None = None,
+    strategy: str = "dual_anchor",
+    alpha: float = 0.5,
+    channels: Tensor | None = None,
+) -> None:
+    """Check the arguments of `anchor_scores`."""
+    _scores("anchor_scores", tokens, temporal_anchor, strategy, alpha, channels)
+
+
+def topk_gather(tokens: Tensor, scores: Tensor, k: int, largest: bool = True) -> None:
+    """Check the arguments of `topk_gather`."""
+    op = "topk_gather"
+    _tokens(op, "tokens", tokens)
+    frames, length, _ = tokens.shape
+    _integers(op, "scores", scores, torch.float32, tokens, "tokens")
+    if tuple(scores.shape) != (frames, length):
+        _fail(op, "scores", f"have shape [{frames}, {length}]", f"has shape {_shape(scores)}")
+    _no_grad(op, "scores", scores)
+    _count(op, "k", k, length)
+
+
+def prune_tokens(
+    tokens: Tensor,
+    k: int,
+    temporal_anchor: Tensor | None = None,
+    strategy: str = "dual_anchor",
+    alpha: float = 0.5,
+    channels: Tensor | None = None,
+) -> None:
+    """Check the arguments of `prune_tokens`."""
+    _scores("prune_tokens", tokens, temporal_anchor, strategy, alpha, channels)
+    _count("prune_tokens", "k", k, tokens.shape[1])
+
+
+def _similarity(
+    op: str, current: Tensor, reference: Tensor, reference_index: Tensor | None, metric: str
+) -> None:
+    _tokens(op, "current", current)
+    _tokens(op, "reference", reference)
+    _like(op, "reference", reference, "current", current)
+    _frame_shape(op, "reference", reference, "current", current)
+    _choice(op, "metric", metric, METRICS)
+    _reference_index(op, reference_index, reference, "reference", current.shape[0])
+
+
+def _scores(
+    op: str,
+    tokens: Tensor,
+    temporal_anchor: Tensor | None,
+    strategy: str,
+    alpha: float,
+    channels: Tensor | None,
+) -> None:
+    _tokens(op, "tokens", tokens)
+    frames, _, width = tokens.shape
+    _choice(op, "strategy", strategy, STRATEGIES)
+    if not 0.0 <= alpha <= 1.0:
+        _fail(op, "alpha", "be in 0..1", f"is {_number(alpha)}")
+    if channels is not None:
+        _integers(op, "channels", channels, torch.int64, tokens, "tokens")
+        if channels.dim() != 1 or channels.shape[0] == 0:
+            _fail(op, "channels", "have shape [c], c at least 1", f"has shape {_shape(channels)}")
+        _range(op, "channels", channels, 0, width)
+        width = channels.shape[0]
+    if temporal_anchor is not None:
+        if temporal_anchor.dtype not in (torch.float32, tokens.dtype):
+            _fail(
+                op,
+                "temporal_anchor",
+                "have dtype float32 or that of tokens",
+                f"has dtype {_dtype(temporal_anchor)}",
+            )
+        _device(op, "temporal_anchor", temporal_anchor, "tokens", tokens)
+        if tuple(temporal_anchor.shape) not in ((width,), (frames, width)):
+            _fail(
+                op,
+                "temporal_anchor",
+                f"have shape [{width}] or [{frames}, {width}]",
+                f"has shape {_shape(temporal_anchor)}",
+            )
+        _no_grad(op, "temporal_anchor", temporal_anchor)
+
+
+def _fail(op: str, argument: str, must: str, but: str) -> NoReturn:
+    raise RuntimeError(f"stc_kernels.{op}: {argument} must {must}, but {but}")
+
+
+def _tokens(op: str, name: str, tensor: Tensor, may_be_empty: bool = False) -> None:
+    if tensor.dim() != 3:
+        _fail(op, name, "have shape [frames, tokens, channels]", f"has shape {_shape(tensor)}")
+    if tensor.dtype not in TOKEN_DTYPES:
+        _fail(op, name, "have dtype float32, float16 or bfloat16", f"has dtype {_dtype(tensor)}")
+    if tensor.shape[2] == 0 or (tensor.shape[1] == 0 and not may_be_empty):
+        _fail(op, name, "have at least one token and one channel", f"has shape {_shape(tensor)}")
+    _no_grad(op, name, tensor)
+
+
+def _like(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.dtype != other.dtype:
+        _fail(
+            op, name, f"have dtype {_dtype(other)} like {other_name}", f"has dtype {_dtype(tensor)}"
+        )
+    _device(op, name, tensor, other_name, other)
+
+
+def _frame_shape(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.shape[1:] != other.shape[1:]:
+        _fail(
+            op,
+            name,
+            f"have shape [references, {other.shape[1]}, {other.shape[2]}] like {other_name}",
+            f"has shape {_shape(tensor)}",
+        )
+
+
+def _reference_index(
+    op: str, index: Tensor | None, reference: Tensor, name: str, frames: int
+) -> None:
+    count = reference.shape[0]
+    if index is None:
+        if count not in (1, frames):
+            _fail(
+                op,
+                name,
+                f"hold 1 or {frames} references when reference_index is not given",
+                f"holds {count}",
+            )
+        return
+    _integers(op, "reference_index", index, torch.int64, reference, name)
+    if tuple(index.shape) != (frames,):
+        _fail(op, "reference_index", f"have shape [{frames}]", f"has shape {_shape(index)}")
+    _range(op, "reference_index", index, 0, count)
+
+
+def _integers(
+    op: str, name: str, tensor: Tensor, dtype: torch.dtype, other: Tensor, other_name: str
+) -> None:
+    if tensor.dtype != dtype:
+        _fail(op, name, f"have dtype {str(dtype)[6:]}", f"has dtype {_dtype(tensor)}")
+    _device(op, name, tensor, other_name, other)
+
+
+def _range(op: str, name: str, tensor: Tensor, low: int, end: int) -> None:
+    # Values are read on the CPU alone: elsewhere looking at them would stall the device.
+    if tensor.device.type != "cpu" or tensor.numel() == 0 or _has_no_values(tensor):
+        return
+    wrong = (tensor < low) | (tensor >= end)
+    if bool(wrong.any()):
+        value = int(tensor[wrong][0])
+        _fail(op, name, f"hold values in {low}..{end - 1}", f"holds {value}")
+
+
+def _has_no_values(tensor: Tensor) -> bool:
+    return isinstance(tensor, torch._subclasses.FakeTensor) or tensor.is_meta
+
+
+def _device(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.device != other.device:
+        _fail(op, name, f"be on device {other.device} like {other_name}", f"is on {tensor.device}")
+
+
+def _no_grad(op: str, name: str, tensor: Tensor) -> None:
+    if torch.is_grad_enabled() and tensor.requires_grad:
+        _fail(op, name, "not require grad in grad mode (the op has no gradient)", "does")
+
+
+def _choice(op: str, name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        _fail(op, name, f"be {', '.join(choices[:-1])} or {choices[-1]}", f"is '{value}'")
+
+
+def _count(op: str, name: str, value: int, limit: int) -> None:
+    if not 1 <= value <= limit:
+        _fail(op, name, f"be in 1..{limit}", f"is {value}")
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"[{', '.join(str(size) for size in tensor.shape)}]"
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype)[len("torch.") :]
+
+
+def _number(value: float) -> str:
+    return f"{value:g}"

@@ -1,0 +1,1 @@
+"""One folder an op: the public function beside the definition."""
