@@ -1,0 +1,70 @@
+# One environment, .venv, made and kept up to date by whichever target needs it first.
+# `make demo` needs Python >= 3.10, a C++ compiler and make; so do the others.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+REPORT ?= report
+STREAM_ARGS ?=
+TEST_ARGS ?=
+BENCH_ARGS ?=
+
+SOURCES := $(shell find csrc build_backend -name '*.cpp' -o -name '*.h' -o -name '*.py') setup.py
+CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h')
+
+.PHONY: help demo test lint format bench clean distclean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+demo: $(VENV)/installed  ## stream the sample clip with and without STC, and write a report
+	$(BIN)/stc stream --report $(REPORT) $(STREAM_ARGS)
+	@echo "The report: $(abspath $(REPORT))/index.html"
+
+test: $(VENV)/installed-dev  ## run all tests
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: $(VENV)/installed-dev  ## ruff, mypy --strict and clang-format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+format: $(VENV)/installed-dev  ## let ruff and clang-format rewrite the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+bench: $(VENV)/installed-dev  ## run the benchmarks
+	$(BIN)/python -m pytest benchmarks $(BENCH_ARGS)
+
+clean:  ## remove what was built, keep the environment
+	rm -rf build dist *.egg-info report $(VENV)/installed
+	rm -f stc_kernels/_build_info.py stc_kernels/*.so stc_kernels/*.dylib stc_kernels/interop/*.so
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## remove the environment too
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+
+# torch goes in first, so that the build finds it and fetches none of its own.
+$(VENV)/ready: constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "make: $(PYTHON) was not found: install Python 3.10 or newer, or say make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "make: $$($(PYTHON) --version) is too old: Python 3.10 or newer is needed, say make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "make: $(PYTHON) cannot make virtual environments: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt torch setuptools pybind11 ninja
+	@touch $@
+
+# Editable: Python files need no reinstall; C++ files are compiled again, those that changed.
+$(VENV)/installed: $(VENV)/ready pyproject.toml $(SOURCES)
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[video]'
+	@touch $@
+
+$(VENV)/installed-dev: constraints.txt pyproject.toml | $(VENV)/installed
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
