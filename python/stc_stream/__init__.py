@@ -1,0 +1,49 @@
+"""Streaming Token Compression (arXiv 2512.00891) for vision towers and the tokens they make.
+
+`attach_cacher` makes a vision tower recompute only what changed since a reference frame,
+`TokenPruner` keeps the most novel tokens of each frame. Names are imported when they are first
+used, so that the `stc` command can report what is missing before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stc_stream.cacher import Cacher, CacherConfig, CacherStats, LayerRecord, attach_cacher
+    from stc_stream.pruner import PrunedTokens, PrunerConfig, TokenPruner
+
+__all__ = [
+    "Cacher",
+    "CacherConfig",
+    "CacherStats",
+    "LayerRecord",
+    "PrunedTokens",
+    "PrunerConfig",
+    "TokenPruner",
+    "attach_cacher",
+]
+
+_HOMES = {
+    "Cacher": "cacher",
+    "CacherConfig": "cacher",
+    "CacherStats": "cacher",
+    "LayerRecord": "cacher",
+    "PrunedTokens": "pruner",
+    "PrunerConfig": "pruner",
+    "TokenPruner": "pruner",
+    "attach_cacher": "cacher",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'stc_stream' has no attribute '{name}'")
+    value = getattr(import_module(f"stc_stream.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,9 @@
+"""The Cacher: a vision tower that recomputes only the tokens that changed (algorithm.md, 1)."""
+
+from __future__ import annotations
+
+from stc_stream.cacher.cacher import Cacher, CacherStats, attach_cacher
+from stc_stream.cacher.config import CacherConfig
+from stc_stream.cacher.record import LayerRecord, Recording
+
+__all__ = ["Cacher", "CacherConfig", "CacherStats", "LayerRecord", "Recording", "attach_cacher"]

@@ -1,0 +1,96 @@
+"""Temporal anchors: what a stream's past looks like, in a state that does not grow with it.
+
+A mean that is not finite (of a broken frame) is left out, so that it does not spoil every later
+anchor. Sums are float64; a history is never changed, each call makes a new one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class FrameHistory:
+    """The past frames of a stream: a running sum of their means, or the last means alone.
+
+    Attributes:
+        width: channels (D).
+        frames: frames so far.
+        means: float64 [n, D]. Unbounded: one row, the sum of all. With a window: the last means,
+            at most that many.
+        counts: float64 [n], how many finite means each row stands for.
+    """
+
+    width: int
+    frames: int
+    means: Tensor
+    counts: Tensor
+
+    @classmethod
+    def empty(cls, width: int, device: torch.device) -> FrameHistory:
+        """Return the history of a stream that has had no frame."""
+        means = torch.zeros((0, width), dtype=torch.float64, device=device)
+        return cls(width, 0, means, means.new_zeros(0))
+
+    def advance(self, frame_means: Tensor, window: int | None) -> tuple[Tensor, FrameHistory]:
+        """Return each new frame's temporal anchor, float32 [F, D], and the history after them.
+
+        Args:
+            frame_means: the new frames' means, in time order, float32 [F, D]. The anchor of a
+                frame without a past is zero.
+            window: past frames an anchor is the mean of; None: all.
+        """
+        new, finite = _finite(frame_means)
+        means = torch.cat([self.means.to(new.device), new])
+        counts = torch.cat([self.counts.to(new.device), finite])
+        sums = torch.cat([means.new_zeros(1, self.width), means.cumsum(0)])
+        totals = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        end = torch.arange(len(self.means), len(means), device=new.device)
+        past, seen = sums[end], totals[end]
+        if window is not None:
+            start = (end - window).clamp(min=0)
+            past, seen = past - sums[start], seen - totals[start]
+            means, counts = means[-window:].clone(), counts[-window:].clone()
+        else:
+            means, counts = sums[-1:].clone(), totals[-1:].clone()
+        anchors = (past / seen.clamp(min=1)[:, None]).float()
+        return anchors, FrameHistory(self.width, self.frames + len(new), means, counts)
+
+
+@dataclass(frozen=True, eq=False)
+class CallHistory:
+    """The past calls as the published code has them: a mean a call, over its quiet channels.
+
+    Attributes:
+        width: channels (D).
+        total: sum of the calls' means, float64 [c]; entry j is the j-th quietest channel of each
+            call, whichever that was.
+        count: how many finite means the sum is of, float64 scalar.
+    """
+
+    width: int
+    total: Tensor
+    count: Tensor
+
+    @classmethod
+    def empty(cls, width: int, channels: int, device: torch.device) -> CallHistory:
+        """Return the history of a stream that has had no call."""
+        total = torch.zeros(channels, dtype=torch.float64, device=device)
+        return cls(width, total, total.new_zeros(()))
+
+    def advance(self, call_mean: Tensor) -> tuple[Tensor, CallHistory]:
+        """Return the temporal anchor with a new call included, float32 [c], and the history."""
+        new, finite = _finite(call_mean[None])
+        total = self.total.to(new.device) + new[0]
+        count = self.count.to(new.device) + finite[0]
+        anchor = (total / count.clamp(min=1)).float()
+        return anchor, CallHistory(self.width, total, count)
+
+
+def _finite(means: Tensor) -> tuple[Tensor, Tensor]:
+    """Return means as float64 with rows that are not finite zeroed, and 1 or 0 for each row."""
+    finite = means.isfinite().all(dim=1)
+    return torch.where(finite[:, None], means, 0).double(), finite.double()

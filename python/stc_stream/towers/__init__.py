@@ -1,0 +1,57 @@
+"""Vision towers, read by their structure: one file a family, and its names stay in it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from stc_stream.towers import siglip
+from stc_stream.towers.tower import Tower, TowerLayer
+
+__all__ = ["FAMILIES", "Tower", "TowerLayer", "read_tower"]
+
+FAMILIES = {"SigLIP": siglip}
+
+
+def read_tower(model: nn.Module) -> Tower:
+    """Find the one vision tower in `model` and read its layers.
+
+    Args:
+        model: the tower itself, or any module that holds exactly one (a SigLIP with its text
+            model, a LLaVA-like model).
+
+    Returns:
+        The tower, with the path of its module inside `model`.
+
+    Raises:
+        TypeError: `model` is not a module, or holds no tower of a family that can be read; the
+            message says what came closest and what it lacked.
+        ValueError: `model` holds several towers; the message gives their paths.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"the tower must be a torch.nn.Module, or a model that holds one, "
+            f"but is a {type(model).__name__}"
+        )
+    found: list[Tower] = []
+    refused: list[str] = []
+    for path, module in model.named_modules():
+        for family, reader in FAMILIES.items():
+            if not reader.resembles(module):
+                continue
+            reason = reader.refusal(module)
+            if reason is None:
+                found.append(Tower(family, path, reader.encoder(module), reader.layers(module)))
+            else:
+                refused.append(f"{type(module).__name__}{f' ({path})' if path else ''} {reason}")
+    if len(found) > 1:
+        paths = ", ".join(tower.path or "the model itself" for tower in found)
+        raise ValueError(
+            f"{type(model).__name__} holds {len(found)} vision towers ({paths}): pass one of them"
+        )
+    if not found:
+        seen = "; ".join(refused) or "no vision encoder was found in it"
+        raise TypeError(
+            f"{type(model).__name__} holds no vision tower that can be read: {seen}. "
+            f"Families that can be read: {', '.join(FAMILIES)}"
+        )
+    return found[0]
