@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # One build made against torch 2.10's stable ABI loads into every later torch.
 _TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 _COMMON_FLAGS = (
-    "-std=c++17",
+    "-std=c++20",
     "-O3",
     "-fPIC",
     "-pthread",
