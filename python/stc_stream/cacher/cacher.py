@@ -227,8 +227,6 @@ class Cacher:
                     f"streams must name each row of the batch: {len(names)} names were given, "
                     f"but the batch has {frames.shape[0]} rows"
                 )
-            if not names:
-                return self._encode_densely(*args, **kwargs)
             try:
                 batch = self._begin(names, frames, scope.recording is not None)
                 with self._scoped(batch=batch):
@@ -247,6 +245,8 @@ class Cacher:
         if batch is None:
             return self._layers_densely[number](*args, **kwargs)
         x = args[0] if args else kwargs["hidden_states"]
+        if batch.rows == 0:
+            return x
         return run_layer(self.tower.layers[number], number, self._projections[number], batch, x)
 
     def _checked(

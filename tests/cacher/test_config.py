@@ -1,0 +1,48 @@
+"""The Cacher's settings are checked when made."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from stc_stream import CacherConfig, attach_cacher
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"update_ratio": 0}, ValueError, r"update_ratio must be in \(0, 1\], but is 0"),
+        ({"update_ratio": 1.01}, ValueError, r"update_ratio must be in \(0, 1\], but is 1\.01"),
+        ({"update_ratio": float("nan")}, ValueError, "update_ratio .* nan"),
+        ({"update_ratio": "0.5"}, TypeError, "update_ratio must be a number, but is '0.5'"),
+        ({"update_ratio": True}, TypeError, "update_ratio must be a number"),
+        ({"refresh_interval": 0}, ValueError, "refresh_interval must be at least 1, but is 0"),
+        ({"refresh_interval": 2.0}, TypeError, r"refresh_interval must be an int, but is 2\.0"),
+        ({"metric": "cos"}, ValueError, "metric must be one of cosine, dot, l1, l2, but is 'cos'"),
+    ],
+)
+def test_bad_settings_are_named(settings, error, message):
+    with pytest.raises(error, match=message):
+        CacherConfig(**settings)
+
+
+def test_defaults_and_frozen():
+    config = CacherConfig()
+    assert dataclasses.astuple(config) == (0.25, 4, "cosine")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.update_ratio = 0.5
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ratio", "k"),
+    # 0.29 · 100 is 28.999999999999996 and 0.7 · 10 is 7.0 in the doubles that were given.
+    [(729, 0.25, 182), (100, 0.29, 28), (10, 0.7, 7), (5, 0.1, 1), (16, 1.0, 16), (16, 1, 16)],
+)
+def test_updated_tokens(tokens, ratio, k):
+    assert CacherConfig(update_ratio=ratio).updated_tokens(tokens) == k
+
+
+def test_attach_takes_a_config(make_tower):
+    with pytest.raises(TypeError, match="config must be a CacherConfig, but is a dict"):
+        attach_cacher(make_tower(), {"update_ratio": 0.5})

@@ -1,0 +1,107 @@
+"""Finding a tower in a model, and saying why there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
+    SiglipTextConfig,
+    SiglipTextModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from stc_stream.towers import read_tower
+
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+
+
+@pytest.fixture
+def tower():
+    return SiglipVisionModel(SiglipVisionConfig(**SHAPE, image_size=48, patch_size=8))
+
+
+def test_reads_the_parts_of_each_layer(tower):
+    read = read_tower(tower)
+    assert (read.family, read.path, read.width, len(read.layers)) == ("SigLIP", "", 32, 2)
+    assert read.encoder is tower.encoder
+    for parts, layer in zip(read.layers, tower.encoder.layers, strict=True):
+        attention = layer.self_attn
+        assert parts.module is layer
+        assert (parts.norm1, parts.norm2, parts.mlp) == (
+            layer.layer_norm1,
+            layer.layer_norm2,
+            layer.mlp,
+        )
+        assert (parts.query, parts.key) == (attention.q_proj, attention.k_proj)
+        assert (parts.value, parts.output) == (attention.v_proj, attention.out_proj)
+        assert (parts.heads, parts.scale) == (4, 8**-0.5)
+
+
+def test_finds_the_tower_in_a_model(tower):
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.projector = nn.Linear(32, 64)
+            self.vision_tower = nn.ModuleDict({"vision_model": tower})
+
+    assert read_tower(Wrapper()).path == "vision_tower.vision_model"
+
+
+def test_several_towers_are_refused(tower):
+    other = SiglipVisionModel(tower.config)
+    with pytest.raises(ValueError, match=r"2 vision towers \(left, right\)"):
+        read_tower(nn.ModuleDict({"left": tower, "right": other}))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (
+            lambda: CLIPVisionModel(CLIPVisionConfig(**SHAPE, image_size=48, patch_size=8)),
+            "class token",
+        ),
+        (lambda: SiglipTextModel(SiglipTextConfig(**SHAPE, vocab_size=50)), "no image patches"),
+        (
+            lambda: Siglip2VisionModel(Siglip2VisionConfig(**SHAPE, patch_size=8)),
+            "no image patches",
+        ),
+        (lambda: nn.Linear(3, 3), "no vision encoder was found"),
+    ],
+)
+def test_what_cannot_be_read_says_why(model, reason):
+    with pytest.raises(TypeError, match=rf"{reason}.*Families that can be read: SigLIP"):
+        read_tower(model())
+
+
+def test_a_missing_part_is_named(tower):
+    del tower.encoder.layers[1].mlp
+    with pytest.raises(TypeError, match="has no mlp in layer 1"):
+        read_tower(tower)
+
+
+def test_projections_must_be_plain(tower):
+    tower.encoder.layers[0].self_attn.v_proj = nn.Identity()
+    with pytest.raises(TypeError, match=r"no torch\.nn\.Linear as self_attn\.v_proj in layer 0"):
+        read_tower(tower)
+
+
+def test_a_tower_without_layers(tower):
+    tower.encoder.layers = nn.ModuleList()
+    with pytest.raises(TypeError, match="has no layers"):
+        read_tower(tower)
+
+
+def test_what_is_no_module():
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module.* but is a Tensor"):
+        read_tower(torch.zeros(3))
