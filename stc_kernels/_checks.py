@@ -171,7 +171,11 @@ def _scores(
                 f"has dtype {_dtype(temporal_anchor)}",
             )
         _device(op, "temporal_anchor", temporal_anchor, "tokens", tokens)
-        if tuple(temporal_anchor.shape) not in ((width,), (frames, width)):
+        # By dimension first: frames compared with channels would specialise a traced graph.
+        shape = temporal_anchor.shape
+        one = len(shape) == 1 and shape[0] == width
+        each = len(shape) == 2 and shape[0] == frames and shape[1] == width
+        if not one and not each:
             _fail(
                 op,
                 "temporal_anchor",

@@ -51,7 +51,7 @@ def define_schemas() -> None:
 def register() -> None:
     """Register shape functions for all ops and the implementations that are Python."""
     library = torch.library.Library(NAMESPACE, "FRAGMENT")
-    devices = ["CUDA", "XPU", "MPS"]
+    devices = ["CUDA"]
     if not build_info()["extension"]:
         devices.append("CPU")
     for name in SCHEMAS:

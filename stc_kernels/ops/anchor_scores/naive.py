@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stc_kernels.ops.patch_similarity.naive import NORM_FLOOR
+from stc_kernels.ops.patch_similarity.naive import NORM_FLOOR, cosine, root
 
 BANDWIDTHS = (1 / 8, 1 / 4, 1 / 2, 1, 2)
 
@@ -21,9 +21,13 @@ def anchor_scores(
     z = tokens.float()
     if channels is not None:
         z = z[:, :, channels]
+    square = z.square().sum(-1, keepdim=True)  # [F, T, 1]
+    finite = square.isfinite()
     if strategy == "gaussian":
-        z = z / _norm(z)
-    spatial = _mean_of_finite(z)  # [F, 1, D]
+        z = torch.where(finite, z / _norm(z), torch.nan)
+    # A token that is garbage must not spoil the anchor of the others.
+    total = torch.where(finite, z, 0.0).sum(1, keepdim=True)
+    spatial = total / finite.sum(1, keepdim=True).clamp_min(1)  # [F, 1, D]
     temporal = None
     if temporal_anchor is not None:
         temporal = temporal_anchor.float().expand(z.shape[0], z.shape[2]).unsqueeze(1)
@@ -32,25 +36,14 @@ def anchor_scores(
         if temporal is not None:
             closeness = closeness + _gaussian(z, temporal / _norm(temporal))
         return -closeness
-    novelty = 1 - _cosine(z, spatial)
+    novelty = 1 - cosine(z, spatial)
     if temporal is not None:
-        novelty = alpha * (1 - _cosine(z, temporal)) + (1 - alpha) * novelty
+        novelty = alpha * (1 - cosine(z, temporal)) + (1 - alpha) * novelty
     return novelty
 
 
-def _mean_of_finite(z: Tensor) -> Tensor:
-    # A token that is garbage must not spoil the anchor of the others.
-    finite = z.square().sum(-1, keepdim=True).isfinite()  # [F, T, 1]
-    total = torch.where(finite, z, 0.0).sum(1, keepdim=True)
-    return total / finite.sum(1, keepdim=True).clamp_min(1)
-
-
 def _norm(z: Tensor) -> Tensor:
-    return z.square().sum(-1, keepdim=True).sqrt().clamp_min(NORM_FLOOR)
-
-
-def _cosine(z: Tensor, anchor: Tensor) -> Tensor:
-    return (z * anchor).sum(-1) / (_norm(z) * _norm(anchor)).squeeze(-1)
+    return root(z.square().sum(-1, keepdim=True)).clamp_min(NORM_FLOOR)
 
 
 def _gaussian(z: Tensor, center: Tensor) -> Tensor:

@@ -1,0 +1,81 @@
+// The ops on NumPy arrays: the same kernels, no torch. Arguments are checked in
+// stc_kernels/interop/numpy.py; arrays arrive contiguous and of the right dtype.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "stc/kernels.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using FloatArray = py::array_t<float, py::array::c_style>;
+using IndexArray = py::array_t<int64_t, py::array::c_style>;
+using SlotArray = py::array_t<int32_t, py::array::c_style>;
+using ByteArray = py::array_t<uint8_t, py::array::c_style>;
+
+stc::Tokens view(const FloatArray& array) {
+  const int64_t tokens = array.shape(1), channels = array.shape(2);
+  return {array.data(), stc::DType::kFloat32, array.shape(0), tokens,
+          channels,     tokens * channels,    channels};
+}
+
+const int64_t* data(const std::optional<IndexArray>& index) {
+  return index.has_value() ? index->data() : nullptr;
+}
+
+FloatArray patch_similarity(const FloatArray& current, const FloatArray& reference,
+                            const std::optional<IndexArray>& reference_index, int metric) {
+  const stc::Tokens a = view(current), b = view(reference);
+  FloatArray out({a.frames, a.tokens});
+  float* target = out.mutable_data();
+  const int64_t* held_against = data(reference_index);
+  const py::gil_scoped_release released;
+  stc::kernels().similarity(a, b, held_against, static_cast<stc::Metric>(metric), target, 0,
+                            a.frames * a.tokens);
+  return out;
+}
+
+// index [F, k] and, where wanted, slot [F, T] of the k highest or lowest scores of each frame.
+py::tuple select_scores(const FloatArray& scores, int64_t k, bool largest, bool with_slot) {
+  const int64_t frames = scores.shape(0), tokens = scores.shape(1);
+  IndexArray index({frames, k});
+  SlotArray slot({with_slot ? frames : 0, tokens});
+  const float* values = scores.data();
+  int64_t* places = index.mutable_data();
+  int32_t* slots = with_slot ? slot.mutable_data() : nullptr;
+  {
+    const py::gil_scoped_release released;
+    const std::unique_ptr<uint32_t[]> keys(new uint32_t[tokens]);
+    for (int64_t f = 0; f < frames; ++f) {
+      stc::kernels().select(values + f * tokens, tokens, k, largest, places + f * k,
+                            with_slot ? slots + f * tokens : nullptr, keys.get());
+    }
+  }
+  return py::make_tuple(index, slot);
+}
+
+FloatArray frame_difference(const ByteArray& current, const ByteArray& reference, int64_t patch) {
+  const int64_t height = current.shape(0), width = current.shape(1);
+  FloatArray out({(height + patch - 1) / patch, (width + patch - 1) / patch});
+  float* target = out.mutable_data();
+  const uint8_t *a = current.data(), *b = reference.data();
+  const py::gil_scoped_release released;
+  const std::unique_ptr<uint32_t[]> columns(new uint32_t[3 * width]);
+  stc::kernels().frame_difference(a, b, height, width, patch, columns.get(), target);
+  return out;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_numpy, m) {
+  m.doc() = "Compiled kernels behind stc_kernels.interop.numpy.";
+  m.def("patch_similarity", &patch_similarity);
+  m.def("select_scores", &select_scores);
+  m.def("frame_difference", &frame_difference);
+}

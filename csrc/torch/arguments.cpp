@@ -1,0 +1,190 @@
+#include "arguments.h"
+
+#include <stdexcept>
+
+namespace stc {
+
+namespace {
+
+std::string text(const std::vector<int64_t>& shape) {
+  std::string out = "[";
+  for (size_t i = 0; i < shape.size(); ++i) out += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+  return out + "]";
+}
+
+std::vector<int64_t> shape_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return {sizes.begin(), sizes.end()};
+}
+
+// The stable interface has no requires_grad: but a view made in grad mode is a leaf only if there
+// is nothing to track.
+bool requires_grad(const Tensor& tensor) {
+  if (!aoti_torch_grad_mode_is_enabled()) return false;
+  StableIValue stack[1] = {torch::stable::detail::from(tensor)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::alias", "", stack, TORCH_ABI_VERSION));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::is_leaf", "", stack, TORCH_ABI_VERSION));
+  return !torch::stable::detail::to<bool>(stack[0]);
+}
+
+void check_device(const char* op, const char* name, const Tensor& tensor, const char* other_name) {
+  if (!tensor.is_cpu()) {
+    fail(op, name, std::string("be on device cpu like ") + other_name, "is on another device");
+  }
+}
+
+}  // namespace
+
+void fail(const char* op, const std::string& argument, const std::string& must,
+          const std::string& but) {
+  throw std::runtime_error(std::string("stc_kernels.") + op + ": " + argument + " must " + must +
+                           ", but " + but);
+}
+
+void check_tokens(const char* op, const char* name, const Tensor& tensor, bool may_be_empty) {
+  if (tensor.dim() != 3) {
+    fail(op, name, "have shape [frames, tokens, channels]", "has shape " + shape_text(tensor));
+  }
+  const ScalarType dtype = tensor.scalar_type();
+  if (dtype != ScalarType::Float && dtype != ScalarType::Half && dtype != ScalarType::BFloat16) {
+    fail(op, name, "have dtype float32, float16 or bfloat16", "has dtype " + dtype_text(dtype));
+  }
+  if (tensor.size(2) == 0 || (tensor.size(1) == 0 && !may_be_empty)) {
+    fail(op, name, "have at least one token and one channel", "has shape " + shape_text(tensor));
+  }
+  check_no_grad(op, name, tensor);
+}
+
+void check_like(const char* op, const char* name, const Tensor& tensor, const char* other_name,
+                const Tensor& other) {
+  if (tensor.scalar_type() != other.scalar_type()) {
+    fail(op, name, "have dtype " + dtype_text(other.scalar_type()) + " like " + other_name,
+         "has dtype " + dtype_text(tensor.scalar_type()));
+  }
+  check_device(op, name, tensor, other_name);
+}
+
+void check_no_grad(const char* op, const char* name, const Tensor& tensor) {
+  if (requires_grad(tensor))
+    fail(op, name, "not require grad in grad mode (the op has no gradient)", "does");
+}
+
+void check_dtype(const char* op, const char* name, const Tensor& tensor, ScalarType dtype) {
+  if (tensor.scalar_type() != dtype) {
+    fail(op, name, "have dtype " + dtype_text(dtype),
+         "has dtype " + dtype_text(tensor.scalar_type()));
+  }
+  check_device(op, name, tensor, "the tokens");
+}
+
+void check_shape(const char* op, const char* name, const Tensor& tensor,
+                 const std::vector<int64_t>& shape) {
+  if (shape_of(tensor) != shape)
+    fail(op, name, "have shape " + text(shape), "has shape " + shape_text(tensor));
+}
+
+void check_count(const char* op, const char* name, int64_t value, int64_t limit) {
+  if (value < 1 || value > limit)
+    fail(op, name, "be in 1.." + std::to_string(limit), "is " + std::to_string(value));
+}
+
+void check_references(const char* op, const std::optional<Tensor>& reference_index,
+                      const Tensor& reference, const char* name, int64_t frames) {
+  const int64_t count = reference.size(0);
+  if (!reference_index.has_value()) {
+    if (count != 1 && count != frames) {
+      fail(op, name,
+           "hold 1 or " + std::to_string(frames) + " references when reference_index is not given",
+           "holds " + std::to_string(count));
+    }
+    return;
+  }
+  check_dtype(op, "reference_index", *reference_index, ScalarType::Long);
+  check_shape(op, "reference_index", *reference_index, {frames});
+  check_range<int64_t>(op, "reference_index", as_contiguous(*reference_index), 0, count);
+}
+
+Metric parse_metric(const char* op, const std::string& metric) {
+  if (metric == "cosine") return Metric::kCosine;
+  if (metric == "dot") return Metric::kDot;
+  if (metric == "l1") return Metric::kL1;
+  if (metric == "l2") return Metric::kL2;
+  fail(op, "metric", "be cosine, dot, l1 or l2", "is '" + metric + "'");
+}
+
+std::string shape_text(const Tensor& tensor) { return text(shape_of(tensor)); }
+
+std::string dtype_text(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::UInt16:
+      return "uint16";
+    case ScalarType::UInt32:
+      return "uint32";
+    case ScalarType::UInt64:
+      return "uint64";
+    case ScalarType::Bool:
+      return "bool";
+    case ScalarType::ComplexHalf:
+      return "complex32";
+    case ScalarType::ComplexFloat:
+      return "complex64";
+    case ScalarType::ComplexDouble:
+      return "complex128";
+    case ScalarType::Float8_e4m3fn:
+      return "float8_e4m3fn";
+    case ScalarType::Float8_e5m2:
+      return "float8_e5m2";
+    default:
+      return torch::headeronly::toString(dtype);
+  }
+}
+
+Tensor with_unit_channel_stride(const Tensor& tensor) {
+  return tensor.stride(2) == 1 || tensor.size(2) == 1 ? tensor : torch::stable::contiguous(tensor);
+}
+
+Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+Tokens view(const Tensor& tensor) {
+  return {tensor.data_ptr(), dtype_of(tensor), tensor.size(0),  tensor.size(1),
+          tensor.size(2),    tensor.stride(0), tensor.stride(1)};
+}
+
+DType dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    default:
+      return DType::kFloat32;
+  }
+}
+
+Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
+  return torch::stable::empty({sizes.data(), sizes.size()}, dtype, std::nullopt,
+                              torch::stable::Device(torch::headeronly::DeviceType::CPU));
+}
+
+}  // namespace stc

@@ -1,0 +1,55 @@
+// Every schema of the namespace; the CPU kernels are registered beside their code. Kept in step
+// with SCHEMAS in stc_kernels/_registry.py, which a test compares.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "stc/kernels.h"
+
+namespace {
+
+std::string instruction_set() { return stc::kernels().name; }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(stc_kernels, m) {
+  // Similarity of each token to the reference token at its place.
+  m.def(
+      "patch_similarity(Tensor current, Tensor reference, Tensor? reference_index=None, str "
+      "metric=\"cosine\")"
+      " -> Tensor");
+  // The k least similar tokens of each frame, and each token's place among them.
+  m.def(
+      "select_dynamic(Tensor current, Tensor reference, int k, Tensor? reference_index=None, str "
+      "metric=\"cosine\")"
+      " -> (Tensor index, Tensor slot)");
+  // The tokens that an index names.
+  m.def("gather_tokens(Tensor tokens, Tensor index) -> Tensor");
+  // Recomputed tokens and reused ones together as whole frames.
+  m.def(
+      "merge_tokens(Tensor updated, Tensor cached, Tensor slot, Tensor? reference_index=None, "
+      "Tensor? residual=None)"
+      " -> Tensor");
+  // The channels of lowest variance.
+  m.def("quiet_channels(Tensor tokens, int keep) -> Tensor");
+  // Novelty of each token against its frame and the past.
+  m.def(
+      "anchor_scores(Tensor tokens, Tensor? temporal_anchor=None, str strategy=\"dual_anchor\", "
+      "float alpha=0.5,"
+      " Tensor? channels=None) -> Tensor");
+  // The k tokens of highest (or lowest) score, in order of position.
+  m.def(
+      "topk_gather(Tensor tokens, Tensor scores, int k, bool largest=True) -> (Tensor kept, Tensor "
+      "index)");
+  // The k most novel tokens, in order of position.
+  m.def(
+      "prune_tokens(Tensor tokens, int k, Tensor? temporal_anchor=None, str "
+      "strategy=\"dual_anchor\","
+      " float alpha=0.5, Tensor? channels=None) -> (Tensor kept, Tensor index)");
+  // Name of the instruction set that the CPU kernels use on this machine.
+  m.def("_instruction_set() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(stc_kernels, CompositeExplicitAutograd, m) {
+  m.impl("_instruction_set", TORCH_BOX(&instruction_set));
+}

@@ -1,0 +1,126 @@
+"""The ops as torch sees them: schemas, opcheck, compile and export."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import stc_kernels
+from stc_kernels import _registry
+from stc_kernels.testing import random_tokens
+
+OPS = tuple(_registry.SCHEMAS)
+
+
+def arguments(op: str, frames: int, dtype: torch.dtype = torch.float32) -> tuple:
+    """Return arguments of every kind that the op takes."""
+    tokens = random_tokens(frames, 10, 16, dtype)
+    held = torch.arange(frames) % 2
+    reference = random_tokens(2, 10, 16, dtype)
+    index = torch.arange(4).expand(frames, 4).contiguous()
+    slot = (torch.arange(10, dtype=torch.int32) - 6).clamp_min(-1).expand(frames, 10).contiguous()
+    return {
+        "patch_similarity": (tokens, reference, held, "l2"),
+        "select_dynamic": (tokens, reference, 3, held),
+        "gather_tokens": (tokens, index),
+        "merge_tokens": (tokens[:, :4].contiguous(), reference, slot, held, tokens),
+        "quiet_channels": (tokens, 5),
+        "anchor_scores": (tokens, torch.randn(frames, 16), "gaussian"),
+        "topk_gather": (tokens, torch.randn(frames, 10), 4, False),
+        "prune_tokens": (tokens, 4, torch.randn(5), "gaussian", 0.5, torch.arange(5)),
+    }[op]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_schema_is_the_one_in_python(op):
+    schema = str(getattr(torch.ops.stc_kernels, op).default._schema)
+    declared = torch._C.parse_schema(f"stc_kernels::{op}{_registry.SCHEMAS[op]}")
+    assert schema == str(declared)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck(op, dtype):
+    torch.library.opcheck(getattr(torch.ops.stc_kernels, op).default, arguments(op, 3, dtype))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck_with_defaults(op):
+    few = {"patch_similarity": 2, "select_dynamic": 3, "merge_tokens": 3, "topk_gather": 3}
+    few |= {"gather_tokens": 2, "quiet_channels": 2, "anchor_scores": 1, "prune_tokens": 2}
+    args = arguments(op, 2)[: few[op]]
+    torch.library.opcheck(getattr(torch.ops.stc_kernels, op).default, args)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_compile_without_a_break_for_any_frame_count(op):
+    torch._dynamo.reset()
+    compilations = []
+
+    def backend(module, inputs):
+        compilations.append(module)
+        return module.forward
+
+    function = getattr(stc_kernels, op)
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=backend)
+    # No frame count that equals another size: torch would take the two for one.
+    for frames in (7, 9, 12):
+        args = arguments(op, frames)
+        torch.testing.assert_close(compiled(*args), function(*args))
+    assert len(compilations) == 1
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_export_with_dynamic_frames(op):
+    class Module(torch.nn.Module):
+        def forward(self, *tensors):
+            given = iter(tensors)
+            filled = [next(given) if isinstance(a, torch.Tensor) else a for a in example]
+            return getattr(torch.ops.stc_kernels, op)(*filled)
+
+    example = arguments(op, 4)
+    frames = torch.export.Dim("frames", min=2, max=64)
+
+    def tensors(args):
+        return tuple(a for a in args if isinstance(a, torch.Tensor))
+
+    dynamic = tuple({0: frames} if t.shape[0] == 4 else None for t in tensors(example))
+    exported = torch.export.export(Module(), tensors(example), dynamic_shapes=(dynamic,))
+    other = arguments(op, 9)
+    expected = getattr(stc_kernels, op)(*other)
+    torch.testing.assert_close(exported.module()(*tensors(other)), expected)
+
+
+def test_bad_shapes_are_found_while_tracing():
+    with torch._subclasses.FakeTensorMode():
+        tokens = torch.empty(2, 6, 4)
+        with pytest.raises(RuntimeError, match=r"k must be in 1\.\.6, but is 9"):
+            torch.ops.stc_kernels.prune_tokens(tokens, 9)
+
+
+@pytest.mark.parametrize("first", ["import torch, stc_kernels", "import stc_kernels, torch"])
+def test_registered_whichever_is_imported_first(first):
+    code = f"{first}; x = torch.ones(1, 3, 2); print(torch.ops.stc_kernels.prune_tokens(x, 2)[1])"
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert out.strip() == "tensor([[0, 1]])"
+
+
+def test_importing_starts_neither_torch_nor_a_gpu():
+    code = "import stc_kernels, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import stc_kernels, torch; assert not torch.cuda.is_initialized()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_implementation():
+    assert stc_kernels.implementation("prune_tokens").startswith(("C++ (", "naive"))
+    assert stc_kernels.implementation("prune_tokens", "cuda") == "naive (PyTorch)"
+    with pytest.raises(ValueError, match="op must be one of"):
+        stc_kernels.implementation("nothing")
+    with pytest.raises(AttributeError, match="nothing"):
+        stc_kernels.nothing  # noqa: B018
