@@ -162,7 +162,9 @@ def _torch_flags(torch: Torch) -> tuple[str, ...]:
 
 def _torch_libraries(torch: Torch) -> tuple[str, ...]:
     # No rpath: whoever loads the library has torch loaded already, wherever it lies.
-    return (f"-L{torch.directory / 'lib'}", "-ltorch_cpu")
+    libraries = (f"-L{torch.directory / 'lib'}", "-ltorch_cpu")
+    # A symbol that torch lacks is to fail here, not when the library is loaded.
+    return libraries if sys.platform == "darwin" else (*libraries, "-Wl,-z,defs")
 
 
 def _numpy_flags() -> tuple[str, ...]:

@@ -76,7 +76,8 @@ def check_build_tools() -> None:
     pip sees to it, except with ``--no-build-isolation`` and where setup.py is run by hand.
     """
     missing = [name for name in ("pybind11", "ninja") if importlib.util.find_spec(name) is None]
-    if int(setuptools.__version__.partition(".")[0]) < OLDEST_SETUPTOOLS:
+    # Version 0 is what setuptools says of itself where its metadata is not to be found.
+    if 0 < int(setuptools.__version__.partition(".")[0]) < OLDEST_SETUPTOOLS:
         missing.insert(0, f"setuptools>={OLDEST_SETUPTOOLS} (this is {setuptools.__version__})")
     if missing:
         fail(
