@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from stc_kernels._registry import implementation
     from stc_kernels.ops.anchor_scores import anchor_scores
     from stc_kernels.ops.gather_tokens import gather_tokens
+    from stc_kernels.ops.layer_norm_gather import layer_norm_gather
     from stc_kernels.ops.merge_tokens import merge_tokens
+    from stc_kernels.ops.merge_tokens_norm import merge_tokens_norm
     from stc_kernels.ops.patch_similarity import patch_similarity
     from stc_kernels.ops.prune_tokens import prune_tokens
     from stc_kernels.ops.quiet_channels import quiet_channels
@@ -30,7 +32,9 @@ __all__ = [
     "build_info",
     "gather_tokens",
     "implementation",
+    "layer_norm_gather",
     "merge_tokens",
+    "merge_tokens_norm",
     "patch_similarity",
     "prune_tokens",
     "quiet_channels",

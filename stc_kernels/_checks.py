@@ -43,13 +43,25 @@ def select_dynamic(
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> None:
     """Check the arguments of `gather_tokens`."""
-    op = "gather_tokens"
-    _tokens(op, "tokens", tokens)
-    frames, length, _ = tokens.shape
-    _integers(op, "index", index, torch.int64, tokens, "tokens")
-    if index.dim() != 2 or index.shape[0] != frames:
-        _fail(op, "index", f"have shape [{frames}, k]", f"has shape {_shape(index)}")
-    _range(op, "index", index, 0, length)
+    _gather("gather_tokens", tokens, index)
+
+
+def layer_norm_gather(
+    tokens: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    added: Tensor | None = None,
+    eps: float = 1e-6,
+) -> None:
+    """Check the arguments of `layer_norm_gather`."""
+    op = "layer_norm_gather"
+    _gather(op, tokens, index)
+    _norm(op, weight, bias, eps, tokens, "tokens")
+    if added is not None:
+        _tokens(op, "added", added, may_be_empty=True)
+        _like(op, "added", added, "tokens", tokens)
+        _same_shape(op, "added", added, (*index.shape, tokens.shape[2]))
 
 
 def merge_tokens(
@@ -60,34 +72,23 @@ def merge_tokens(
     residual: Tensor | None = None,
 ) -> None:
     """Check the arguments of `merge_tokens`."""
-    op = "merge_tokens"
-    _tokens(op, "cached", cached)
-    _tokens(op, "updated", updated, may_be_empty=True)
-    _like(op, "updated", updated, "cached", cached)
-    frames, chosen, channels = updated.shape
-    length = cached.shape[1]
-    if channels != cached.shape[2]:
-        _fail(
-            op,
-            "updated",
-            f"have {cached.shape[2]} channels like cached",
-            f"has shape {_shape(updated)}",
-        )
-    _integers(op, "slot", slot, torch.int32, cached, "cached")
-    if tuple(slot.shape) != (frames, length):
-        _fail(op, "slot", f"have shape [{frames}, {length}]", f"has shape {_shape(slot)}")
-    _range(op, "slot", slot, -1, chosen)
-    _reference_index(op, reference_index, cached, "cached", frames)
-    if residual is not None:
-        _tokens(op, "residual", residual)
-        _like(op, "residual", residual, "cached", cached)
-        if tuple(residual.shape) != (frames, length, channels):
-            _fail(
-                op,
-                "residual",
-                f"have shape [{frames}, {length}, {channels}]",
-                f"has shape {_shape(residual)}",
-            )
+    _merge("merge_tokens", updated, cached, slot, reference_index, residual)
+
+
+def merge_tokens_norm(
+    updated: Tensor,
+    cached: Tensor,
+    slot: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    reference_index: Tensor | None = None,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+) -> None:
+    """Check the arguments of `merge_tokens_norm`."""
+    op = "merge_tokens_norm"
+    _merge(op, updated, cached, slot, reference_index, residual)
+    _norm(op, weight, bias, eps, cached, "cached")
 
 
 def quiet_channels(tokens: Tensor, keep: int) -> None:
@@ -113,8 +114,7 @@ def topk_gather(tokens: Tensor, scores: Tensor, k: int, largest: bool = True) ->
     _tokens(op, "tokens", tokens)
     frames, length, _ = tokens.shape
     _integers(op, "scores", scores, torch.float32, tokens, "tokens")
-    if tuple(scores.shape) != (frames, length):
-        _fail(op, "scores", f"have shape [{frames}, {length}]", f"has shape {_shape(scores)}")
+    _same_shape(op, "scores", scores, (frames, length))
     _no_grad(op, "scores", scores)
     _count(op, "k", k, length)
 
@@ -141,6 +141,57 @@ def _similarity(
     _frame_shape(op, "reference", reference, "current", current)
     _choice(op, "metric", metric, METRICS)
     _reference_index(op, reference_index, reference, "reference", current.shape[0])
+
+
+def _gather(op: str, tokens: Tensor, index: Tensor) -> None:
+    _tokens(op, "tokens", tokens)
+    frames, length, _ = tokens.shape
+    _integers(op, "index", index, torch.int64, tokens, "tokens")
+    if index.dim() != 2 or index.shape[0] != frames:
+        _fail(op, "index", f"have shape [{frames}, k]", f"has shape {_shape(index)}")
+    _range(op, "index", index, 0, length)
+
+
+def _merge(
+    op: str,
+    updated: Tensor,
+    cached: Tensor,
+    slot: Tensor,
+    reference_index: Tensor | None,
+    residual: Tensor | None,
+) -> None:
+    _tokens(op, "cached", cached)
+    _tokens(op, "updated", updated, may_be_empty=True)
+    _like(op, "updated", updated, "cached", cached)
+    frames, chosen, channels = updated.shape
+    length = cached.shape[1]
+    if channels != cached.shape[2]:
+        must = f"have {cached.shape[2]} channels like cached"
+        _fail(op, "updated", must, f"has shape {_shape(updated)}")
+    _integers(op, "slot", slot, torch.int32, cached, "cached")
+    _same_shape(op, "slot", slot, (frames, length))
+    _range(op, "slot", slot, -1, chosen)
+    _reference_index(op, reference_index, cached, "cached", frames)
+    if residual is not None:
+        _tokens(op, "residual", residual)
+        _like(op, "residual", residual, "cached", cached)
+        _same_shape(op, "residual", residual, (frames, length, channels))
+
+
+def _norm(
+    op: str, weight: Tensor, bias: Tensor | None, eps: float, tokens: Tensor, tokens_name: str
+) -> None:
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is None:
+            continue
+        if vector.dtype not in (torch.float32, tokens.dtype):
+            must = "have dtype float32 or that of the tokens"
+            _fail(op, name, must, f"has dtype {_dtype(vector)}")
+        _device(op, name, vector, tokens_name, tokens)
+        _same_shape(op, name, vector, (tokens.shape[2],))
+        _no_grad(op, name, vector)
+    if not eps >= 0:
+        _fail(op, "eps", "be 0 or more", f"is {_number(eps)}")
 
 
 def _scores(
@@ -217,6 +268,11 @@ def _frame_shape(op: str, name: str, tensor: Tensor, other_name: str, other: Ten
         )
 
 
+def _same_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        _fail(op, name, f"have shape {_sizes(shape)}", f"has shape {_shape(tensor)}")
+
+
 def _reference_index(
     op: str, index: Tensor | None, reference: Tensor, name: str, frames: int
 ) -> None:
@@ -279,7 +335,11 @@ def _count(op: str, name: str, value: int, limit: int) -> None:
 
 
 def _shape(tensor: Tensor) -> str:
-    return f"[{', '.join(str(size) for size in tensor.shape)}]"
+    return _sizes(tuple(tensor.shape))
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -26,6 +26,11 @@ SCHEMAS = {
     "gather_tokens": "(Tensor tokens, Tensor index) -> Tensor",
     "merge_tokens": "(Tensor updated, Tensor cached, Tensor slot, Tensor? reference_index=None,"
     " Tensor? residual=None) -> Tensor",
+    "merge_tokens_norm": "(Tensor updated, Tensor cached, Tensor slot, Tensor weight,"
+    " Tensor? bias=None, Tensor? reference_index=None, Tensor? residual=None, float eps=1e-06)"
+    " -> (Tensor merged, Tensor normed)",
+    "layer_norm_gather": "(Tensor tokens, Tensor index, Tensor weight, Tensor? bias=None,"
+    " Tensor? added=None, float eps=1e-06) -> (Tensor gathered, Tensor normed)",
     "quiet_channels": "(Tensor tokens, int keep) -> Tensor",
     "anchor_scores": "(Tensor tokens, Tensor? temporal_anchor=None,"
     ' str strategy="dual_anchor", float alpha=0.5, Tensor? channels=None) -> Tensor',

@@ -44,6 +44,34 @@ def merge_tokens(
     return cached.new_empty((updated.shape[0], cached.shape[1], cached.shape[2]))
 
 
+def merge_tokens_norm(
+    updated: Tensor,
+    cached: Tensor,
+    slot: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    reference_index: Tensor | None = None,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """[F, T, C] of the cached tokens' dtype, twice."""
+    merged = merge_tokens(updated, cached, slot)
+    return merged, torch.empty_like(merged)
+
+
+def layer_norm_gather(
+    tokens: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    added: Tensor | None = None,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """[F, k, C] of the tokens' dtype, twice."""
+    gathered = gather_tokens(tokens, index)
+    return gathered, torch.empty_like(gathered)
+
+
 def quiet_channels(tokens: Tensor, keep: int) -> Tensor:
     """int64 [keep]."""
     return tokens.new_empty((keep,), dtype=torch.int64)

@@ -4,6 +4,7 @@
 #include "stc/anchor.h"
 #include "stc/difference.h"
 #include "stc/merge.h"
+#include "stc/norm.h"
 #include "stc/select.h"
 #include "stc/similarity.h"
 #include "stc/variance.h"
@@ -73,6 +74,29 @@ const Kernels table = {
         [](const void* row, DType dtype, const int64_t* channels, int64_t count, float* out) {
           with_dtype(dtype, [&](auto zero) {
             pick_channels(static_cast<const decltype(zero)*>(row), channels, count, out);
+          });
+        },
+    .norm =
+        [](const void* row, DType dtype, int64_t channels, const float* weight, const float* bias,
+           float eps, void* out) {
+          with_dtype(dtype, [&](auto zero) {
+            using T = decltype(zero);
+            norm_row(static_cast<const T*>(row), channels, weight, bias, eps, static_cast<T*>(out));
+          });
+        },
+    .add =
+        [](const void* a, const void* b, DType dtype, int64_t count, void* out) {
+          with_dtype(dtype, [&](auto zero) {
+            using T = decltype(zero);
+            add_row(static_cast<const T*>(a), static_cast<const T*>(b), static_cast<T*>(out),
+                    count);
+          });
+        },
+    .to_float32 =
+        [](const void* values, DType dtype, int64_t count, float* out) {
+          with_dtype(dtype, [&](auto zero) {
+            for (int64_t i = 0; i < count; ++i)
+              out[i] = to_float(static_cast<const decltype(zero)*>(values)[i]);
           });
         },
     .variance =

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstdio>
 #include <memory>
 #include <vector>
 
@@ -8,12 +7,6 @@
 namespace stc {
 
 namespace {
-
-std::string number_text(double value) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%g", value);
-  return text;
-}
 
 std::unique_ptr<float[]> floats(int64_t count) {
   return std::unique_ptr<float[]>(new float[count]);
@@ -94,20 +87,12 @@ void second_pass(const ScoreArguments& arguments, Workspace& space, int64_t fram
 }
 
 void read_temporal(const Tensor& anchor, int64_t channels, Workspace& space) {
-  const Tensor source = as_contiguous(anchor);
-  const int64_t rows = source.numel() / channels;
-  space.temporal = floats(source.numel());
+  const int64_t rows = anchor.numel() / channels;
+  space.temporal = as_floats(anchor);
   space.temporal_stride = anchor.dim() == 1 ? 0 : channels;
   space.temporal_square.resize(rows);
-  // Picking all channels of a row is how it is converted to float32.
-  std::vector<int64_t> all(channels);
-  for (int64_t c = 0; c < channels; ++c) all[c] = c;
   for (int64_t r = 0; r < rows; ++r) {
-    const DType dtype = dtype_of(source);
-    const char* row = static_cast<const char*>(source.data_ptr()) + r * channels * size_of(dtype);
-    float* target = space.temporal.get() + r * channels;
-    kernels().pick_channels(row, dtype, all.data(), channels, target);
-    space.temporal_square[r] = kernels().square_sum(target, channels);
+    space.temporal_square[r] = kernels().square_sum(space.temporal.get() + r * channels, channels);
   }
 }
 

@@ -1,5 +1,6 @@
 #include "arguments.h"
 
+#include <cstdio>
 #include <stdexcept>
 
 namespace stc {
@@ -158,6 +159,12 @@ std::string dtype_text(ScalarType dtype) {
   }
 }
 
+std::string number_text(double value) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%g", value);
+  return text;
+}
+
 Tensor with_unit_channel_stride(const Tensor& tensor) {
   return tensor.stride(2) == 1 || tensor.size(2) == 1 ? tensor : torch::stable::contiguous(tensor);
 }
@@ -180,6 +187,13 @@ DType dtype_of(const Tensor& tensor) {
     default:
       return DType::kFloat32;
   }
+}
+
+std::unique_ptr<float[]> as_floats(const Tensor& tensor) {
+  const Tensor source = as_contiguous(tensor);
+  std::unique_ptr<float[]> out(new float[source.numel()]);
+  kernels().to_float32(source.data_ptr(), dtype_of(source), source.numel(), out.get());
+  return out;
 }
 
 Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -41,6 +42,7 @@ Metric parse_metric(const char* op, const std::string& metric);
 
 std::string shape_text(const Tensor& tensor);
 std::string dtype_text(ScalarType dtype);
+std::string number_text(double value);
 
 // The tensor itself where its channels lie next to each other, else a contiguous copy of it.
 Tensor with_unit_channel_stride(const Tensor& tensor);
@@ -59,6 +61,9 @@ template <typename T>
 const T* data(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? static_cast<const T*>(tensor->data_ptr()) : nullptr;
 }
+
+// A tensor's values as float32, in order.
+std::unique_ptr<float[]> as_floats(const Tensor& tensor);
 
 // Throws unless every value of a contiguous integer tensor lies in low..end-1.
 template <typename T>

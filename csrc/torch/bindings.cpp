@@ -30,6 +30,17 @@ STABLE_TORCH_LIBRARY(stc_kernels, m) {
       "merge_tokens(Tensor updated, Tensor cached, Tensor slot, Tensor? reference_index=None, "
       "Tensor? residual=None)"
       " -> Tensor");
+  // The same, and the layer norm of every row of the result.
+  m.def(
+      "merge_tokens_norm(Tensor updated, Tensor cached, Tensor slot, Tensor weight, Tensor? "
+      "bias=None,"
+      " Tensor? reference_index=None, Tensor? residual=None, float eps=1e-06) -> (Tensor merged, "
+      "Tensor normed)");
+  // The tokens that an index names, plus what is added to them, and the layer norm of the sums.
+  m.def(
+      "layer_norm_gather(Tensor tokens, Tensor index, Tensor weight, Tensor? bias=None, Tensor? "
+      "added=None,"
+      " float eps=1e-06) -> (Tensor gathered, Tensor normed)");
   // The channels of lowest variance.
   m.def("quiet_channels(Tensor tokens, int keep) -> Tensor");
   // Novelty of each token against its frame and the past.

@@ -7,6 +7,9 @@
 
 namespace stc {
 
+// Checks the arguments, `op` being the name in the message, and returns the index contiguous.
+Tensor check_gather(const char* op, const Tensor& tokens, const Tensor& index);
+
 // Copies the k tokens a frame that index names (F·k checked values) to out.
 void gather_into(const Tensor& tokens, const int64_t* index, int64_t k, void* out);
 

@@ -4,6 +4,18 @@
 
 namespace stc {
 
+Tensor check_gather(const char* op, const Tensor& tokens, const Tensor& index) {
+  check_tokens(op, "tokens", tokens);
+  check_dtype(op, "index", index, ScalarType::Long);
+  if (index.dim() != 2 || index.size(0) != tokens.size(0)) {
+    fail(op, "index", "have shape [" + std::to_string(tokens.size(0)) + ", k]",
+         "has shape " + shape_text(index));
+  }
+  const Tensor places = as_contiguous(index);
+  check_range<int64_t>(op, "index", places, 0, tokens.size(1));
+  return places;
+}
+
 void gather_into(const Tensor& tokens, const int64_t* index, int64_t k, void* out) {
   const Tensor source = with_unit_channel_stride(tokens);
   const Tokens from = view(source);
@@ -19,15 +31,7 @@ void gather_into(const Tensor& tokens, const int64_t* index, int64_t k, void* ou
 namespace {
 
 Tensor gather_tokens(const Tensor& tokens, const Tensor& index) {
-  const char* op = "gather_tokens";
-  check_tokens(op, "tokens", tokens);
-  check_dtype(op, "index", index, ScalarType::Long);
-  if (index.dim() != 2 || index.size(0) != tokens.size(0)) {
-    fail(op, "index", "have shape [" + std::to_string(tokens.size(0)) + ", k]",
-         "has shape " + shape_text(index));
-  }
-  const Tensor places = as_contiguous(index);
-  check_range<int64_t>(op, "index", places, 0, tokens.size(1));
+  const Tensor places = check_gather("gather_tokens", tokens, index);
   Tensor out = empty({tokens.size(0), index.size(1), tokens.size(2)}, tokens.scalar_type());
   gather_into(tokens, data<int64_t>(places), index.size(1), out.data_ptr());
   return out;

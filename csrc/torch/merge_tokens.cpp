@@ -1,11 +1,10 @@
-#include "arguments.h"
+#include "merge.h"
 
 namespace stc {
-namespace {
 
-Tensor merge_tokens(const Tensor& updated, const Tensor& cached, const Tensor& slot,
-                    std::optional<Tensor> reference_index, std::optional<Tensor> residual) {
-  const char* op = "merge_tokens";
+Merge check_merge(const char* op, const Tensor& updated, const Tensor& cached, const Tensor& slot,
+                  const std::optional<Tensor>& reference_index,
+                  const std::optional<Tensor>& residual) {
   check_tokens(op, "cached", cached);
   check_tokens(op, "updated", updated, true);
   check_like(op, "updated", updated, "cached", cached);
@@ -19,25 +18,36 @@ Tensor merge_tokens(const Tensor& updated, const Tensor& cached, const Tensor& s
   const Tensor slots = as_contiguous(slot);
   check_range<int32_t>(op, "slot", slots, -1, updated.size(1));
   check_references(op, reference_index, cached, "cached", frames);
+  std::optional<Tensor> index, added;
+  if (reference_index.has_value()) index = as_contiguous(*reference_index);
   if (residual.has_value()) {
     check_tokens(op, "residual", *residual);
     check_like(op, "residual", *residual, "cached", cached);
     check_shape(op, "residual", *residual, {frames, tokens, channels});
+    added = with_unit_channel_stride(*residual);
   }
-
-  const Tensor fresh = with_unit_channel_stride(updated), stored = with_unit_channel_stride(cached);
-  std::optional<Tensor> index, added;
-  if (reference_index.has_value()) index = as_contiguous(*reference_index);
-  if (residual.has_value()) added = with_unit_channel_stride(*residual);
-  const Tokens fresh_view = view(fresh), stored_view = view(stored);
+  const Tensor fresh = with_unit_channel_stride(updated);
+  const Tensor stored = with_unit_channel_stride(cached);
   const Tokens added_view = added.has_value() ? view(*added) : Tokens{};
-  Tensor out = empty({frames, tokens, channels}, cached.scalar_type());
+  return {fresh,        stored,     slots,  index,  added,   view(fresh),
+          view(stored), added_view, frames, tokens, channels};
+}
+
+void Merge::run(void* out, int64_t begin, int64_t end) const {
+  kernels().merge(updated_view, cached_view, data<int32_t>(slot), data<int64_t>(reference_index),
+                  residual.has_value() ? &residual_view : nullptr, out, begin, end);
+}
+
+namespace {
+
+Tensor merge_tokens(const Tensor& updated, const Tensor& cached, const Tensor& slot,
+                    std::optional<Tensor> reference_index, std::optional<Tensor> residual) {
+  const Merge merge = check_merge("merge_tokens", updated, cached, slot, reference_index, residual);
+  Tensor out = empty({merge.frames, merge.tokens, merge.channels}, cached.scalar_type());
   void* target = out.data_ptr();
-  parallel_over(
-      frames * tokens, 3 * channels * size_of(stored_view.dtype), [&](int64_t begin, int64_t end) {
-        kernels().merge(fresh_view, stored_view, data<int32_t>(slots), data<int64_t>(index),
-                        added.has_value() ? &added_view : nullptr, target, begin, end);
-      });
+  const int64_t row_bytes = merge.channels * size_of(dtype_of(out));
+  parallel_over(merge.frames * merge.tokens, 3 * row_bytes,
+                [&](int64_t begin, int64_t end) { merge.run(target, begin, end); });
   return out;
 }
 

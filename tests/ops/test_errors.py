@@ -273,6 +273,48 @@ for name, extra in (("anchor_scores", ()), ("prune_tokens", (2,))):
     )
 
 
+# The two ops that end in a layer norm say the same of the arguments before it.
+W = torch.ones(4)
+for op, args, error, text in tuple(CASES):
+    if op == "gather_tokens":
+        bad("layer_norm_gather", (*args, W), error, text)
+    if op == "merge_tokens":
+        bad("merge_tokens_norm", (*args[:3], W, None, *args[3:]), error, text)
+for name, before in (("layer_norm_gather", (X, INDEX)), ("merge_tokens_norm", (X, X, SLOT))):
+    bad(name, (*before, W[:3]), ValueError, "weight must have shape [4], but has shape [3]")
+    bad(name, (*before, W, X[0]), ValueError, "bias must have shape [4], but has shape [6, 4]")
+    bad(
+        name,
+        (*before, W.double()),
+        TypeError,
+        "weight must have dtype float32 or that of the tokens, but has dtype float64",
+    )
+    bad(
+        name,
+        (*before, torch.nn.Parameter(W)),
+        ValueError,
+        "weight must not require grad in grad mode (the op has no gradient), but does",
+    )
+bad(
+    "layer_norm_gather",
+    (X, INDEX, W, W, None, -1.0),
+    ValueError,
+    "eps must be 0 or more, but is -1",
+)
+bad(
+    "layer_norm_gather",
+    (X, INDEX, W, W, X),
+    ValueError,
+    "added must have shape [2, 3, 4], but has shape [2, 6, 4]",
+)
+bad(
+    "merge_tokens_norm",
+    (X, X, SLOT, W, W, None, None, float("nan")),
+    ValueError,
+    "eps must be 0 or more, but is nan",
+)
+
+
 @pytest.mark.parametrize(("op", "args", "error", "text"), CASES)
 def test_one_text_everywhere(op, args, error, text):
     text = f"stc_kernels.{op}: {text}"

@@ -42,6 +42,11 @@ CHECK = textwrap.dedent(
             slot = torch.full((3, 21), -1, dtype=torch.int32)
             slot[:, ::5] = torch.arange(5, dtype=torch.int32)
             same("merge_tokens", x[:, :5], y, slot, None, x)
+            index, scale = torch.arange(6).expand(3, 6), torch.randn(channels, generator=g)
+            places = 2e-5 if dtype == torch.float32 else 2e-2
+            within = dict(rtol=places, atol=places)
+            same("layer_norm_gather", x, index, scale, scale, y[:, :6], **within)
+            same("merge_tokens_norm", x[:, :5], y, slot, scale, scale, None, x, **within)
             same("gather_tokens", x, torch.randint(0, 21, (3, 4), generator=g))
             same("quiet_channels", x, channels)
             for strategy in ("dual_anchor", "gaussian"):

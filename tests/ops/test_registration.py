@@ -27,6 +27,16 @@ def arguments(op: str, frames: int, dtype: torch.dtype = torch.float32) -> tuple
         "select_dynamic": (tokens, reference, 3, held),
         "gather_tokens": (tokens, index),
         "merge_tokens": (tokens[:, :4].contiguous(), reference, slot, held, tokens),
+        "merge_tokens_norm": (
+            tokens[:, :4].contiguous(),
+            reference,
+            slot,
+            torch.randn(16),
+            torch.randn(16),
+            held,
+            tokens,
+        ),
+        "layer_norm_gather": (tokens, index, torch.randn(16), torch.randn(16), tokens[:, :4]),
         "quiet_channels": (tokens, 5),
         "anchor_scores": (tokens, torch.randn(frames, 16), "gaussian"),
         "topk_gather": (tokens, torch.randn(frames, 10), 4, False),
@@ -50,7 +60,14 @@ def test_opcheck(op, dtype):
 @pytest.mark.parametrize("op", OPS)
 def test_opcheck_with_defaults(op):
     few = {"patch_similarity": 2, "select_dynamic": 3, "merge_tokens": 3, "topk_gather": 3}
-    few |= {"gather_tokens": 2, "quiet_channels": 2, "anchor_scores": 1, "prune_tokens": 2}
+    few |= {
+        "merge_tokens_norm": 4,
+        "layer_norm_gather": 3,
+        "gather_tokens": 2,
+        "quiet_channels": 2,
+        "anchor_scores": 1,
+        "prune_tokens": 2,
+    }
     args = arguments(op, 2)[: few[op]]
     torch.library.opcheck(getattr(torch.ops.stc_kernels, op).default, args)
 

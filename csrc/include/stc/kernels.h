@@ -34,6 +34,11 @@ struct Kernels {
   float (*square_sum)(const float* values, int64_t count);
   void (*pick_channels)(const void* row, DType dtype, const int64_t* channels, int64_t count,
                         float* out);
+  // out = layer norm of `row`; bias may be null.
+  void (*norm)(const void* row, DType dtype, int64_t channels, const float* weight,
+               const float* bias, float eps, void* out);
+  void (*add)(const void* a, const void* b, DType dtype, int64_t count, void* out);
+  void (*to_float32)(const void* values, DType dtype, int64_t count, float* out);
   void (*variance)(const Tokens& tokens, int64_t begin, int64_t end, double* sums, float* variance);
   void (*frame_difference)(const uint8_t* current, const uint8_t* reference, int64_t height,
                            int64_t width, int64_t patch, uint32_t* columns, float* out);
