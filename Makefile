@@ -21,7 +21,6 @@ help:  ## list the targets
 
 demo: $(VENV)/installed  ## stream the sample clip with and without STC, and write a report
 	$(BIN)/stc stream --report $(REPORT) $(STREAM_ARGS)
-	@echo "The report: $(abspath $(REPORT))/index.html"
 
 test: $(VENV)/installed-dev  ## run all tests
 	$(BIN)/python -m pytest $(TEST_ARGS)
