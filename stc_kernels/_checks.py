@@ -181,6 +181,7 @@ def _merge(
 def _norm(
     op: str, weight: Tensor, bias: Tensor | None, eps: float, tokens: Tensor, tokens_name: str
 ) -> None:
+    _tensor(op, "weight", weight)
     for name, vector in (("weight", weight), ("bias", bias)):
         if vector is None:
             continue
@@ -240,7 +241,14 @@ def _fail(op: str, argument: str, must: str, but: str) -> NoReturn:
     raise RuntimeError(f"stc_kernels.{op}: {argument} must {must}, but {but}")
 
 
+def _tensor(op: str, name: str, tensor: Tensor | None) -> None:
+    # torch lets None pass for a Tensor argument.
+    if tensor is None:
+        _fail(op, name, "be a tensor", "is None")
+
+
 def _tokens(op: str, name: str, tensor: Tensor, may_be_empty: bool = False) -> None:
+    _tensor(op, name, tensor)
     if tensor.dim() != 3:
         _fail(op, name, "have shape [frames, tokens, channels]", f"has shape {_shape(tensor)}")
     if tensor.dtype not in TOKEN_DTYPES:
@@ -295,6 +303,7 @@ def _reference_index(
 def _integers(
     op: str, name: str, tensor: Tensor, dtype: torch.dtype, other: Tensor, other_name: str
 ) -> None:
+    _tensor(op, name, tensor)
     if tensor.dtype != dtype:
         _fail(op, name, f"have dtype {str(dtype)[6:]}", f"has dtype {_dtype(tensor)}")
     _device(op, name, tensor, other_name, other)

@@ -50,9 +50,13 @@ def public_error(error: RuntimeError) -> Exception:
     """
     text = str(error)
     if text.startswith("stc_kernels."):
-        return TypeError(text) if " must have dtype " in text else ValueError(text)
+        wrong_type = " must have dtype " in text or " must be a tensor, " in text
+        return TypeError(text) if wrong_type else ValueError(text)
     if text.startswith("stc_kernels::"):
         return TypeError(text.partition("\n")[0])
+    if isinstance(error, NotImplementedError) and "'stc_kernels::" in text:
+        # No tensor at all, a sparse one, or a device without kernels; torch lists all it has.
+        return TypeError(text.partition(". ")[0])
     return error
 
 

@@ -43,7 +43,12 @@ void fail(const char* op, const std::string& argument, const std::string& must,
                            ", but " + but);
 }
 
+void check_defined(const char* op, const char* name, const Tensor& tensor) {
+  if (!tensor.defined()) fail(op, name, "be a tensor", "is None");
+}
+
 void check_tokens(const char* op, const char* name, const Tensor& tensor, bool may_be_empty) {
+  check_defined(op, name, tensor);
   if (tensor.dim() != 3) {
     fail(op, name, "have shape [frames, tokens, channels]", "has shape " + shape_text(tensor));
   }
@@ -72,6 +77,7 @@ void check_no_grad(const char* op, const char* name, const Tensor& tensor) {
 }
 
 void check_dtype(const char* op, const char* name, const Tensor& tensor, ScalarType dtype) {
+  check_defined(op, name, tensor);
   if (tensor.scalar_type() != dtype) {
     fail(op, name, "have dtype " + dtype_text(dtype),
          "has dtype " + dtype_text(tensor.scalar_type()));

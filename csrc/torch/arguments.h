@@ -23,6 +23,8 @@ using torch::stable::Tensor;
 [[noreturn]] void fail(const char* op, const std::string& argument, const std::string& must,
                        const std::string& but);
 
+// torch lets None pass for a Tensor argument: the first thing to check of one.
+void check_defined(const char* op, const char* name, const Tensor& tensor);
 void check_tokens(const char* op, const char* name, const Tensor& tensor,
                   bool may_be_empty = false);
 void check_like(const char* op, const char* name, const Tensor& tensor, const char* other_name,

@@ -31,6 +31,9 @@ def bad(op: str, args: tuple[Any, ...], error: type[Exception], text: str) -> No
 
 def bad_tokens(op: str, argument: str, build: Any) -> None:
     """What every op says of tokens that are none; `build` puts a tensor in the argument's place."""
+    # An optional tensor may be None, and with no tensor at all it is torch that complains.
+    if argument != "residual" and op not in ("quiet_channels", "anchor_scores", "prune_tokens"):
+        bad(op, build(None), TypeError, f"{argument} must be a tensor, but is None")
     bad(
         op,
         build(X[0]),
@@ -273,6 +276,10 @@ for name, extra in (("anchor_scores", ()), ("prune_tokens", (2,))):
     )
 
 
+bad("gather_tokens", (X, None), TypeError, "index must be a tensor, but is None")
+bad("merge_tokens", (X, X, None), TypeError, "slot must be a tensor, but is None")
+bad("topk_gather", (X, None, 2), TypeError, "scores must be a tensor, but is None")
+
 # The two ops that end in a layer norm say the same of the arguments before it.
 W = torch.ones(4)
 for op, args, error, text in tuple(CASES):
@@ -281,6 +288,7 @@ for op, args, error, text in tuple(CASES):
     if op == "merge_tokens":
         bad("merge_tokens_norm", (*args[:3], W, None, *args[3:]), error, text)
 for name, before in (("layer_norm_gather", (X, INDEX)), ("merge_tokens_norm", (X, X, SLOT))):
+    bad(name, (*before, None), TypeError, "weight must be a tensor, but is None")
     bad(name, (*before, W[:3]), ValueError, "weight must have shape [4], but has shape [3]")
     bad(name, (*before, W, X[0]), ValueError, "bias must have shape [4], but has shape [6, 4]")
     bad(
@@ -327,6 +335,17 @@ def test_one_text_everywhere(op, args, error, text):
     with pytest.raises(RuntimeError) as raised:
         getattr(_checks, op)(*args)
     assert str(raised.value) == text
+
+
+def test_nothing_that_the_kernels_run_on():
+    with pytest.raises(
+        TypeError, match=r"Could not run 'stc_kernels::quiet_channels'[^\n]*backend$"
+    ):
+        stc_kernels.quiet_channels(None, 1)
+    with pytest.raises(
+        TypeError, match=r"Could not run 'stc_kernels::gather_tokens'[^\n]*backend$"
+    ):
+        stc_kernels.gather_tokens(X.to_sparse(), INDEX)
 
 
 @pytest.mark.parametrize("op", ["patch_similarity", "gather_tokens", "prune_tokens"])
