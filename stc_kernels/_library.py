@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,9 +55,10 @@ def public_error(error: RuntimeError) -> Exception:
         return TypeError(text) if wrong_type else ValueError(text)
     if text.startswith("stc_kernels::"):
         return TypeError(text.partition("\n")[0])
-    if isinstance(error, NotImplementedError) and "'stc_kernels::" in text:
-        # No tensor at all, a sparse one, or a device without kernels; torch lists all it has.
-        return TypeError(text.partition(". ")[0])
+    if isinstance(error, NotImplementedError) and "stc_kernels::" in text:
+        # No tensor at all, a sparse one, or a device without kernels. torch goes on to list all
+        # it has; "(e.g., ..." ends no sentence.
+        return TypeError(re.split(r"(?<!g)\.\s", text, maxsplit=1)[0])
     return error
 
 

@@ -338,13 +338,9 @@ def test_one_text_everywhere(op, args, error, text):
 
 
 def test_nothing_that_the_kernels_run_on():
-    with pytest.raises(
-        TypeError, match=r"Could not run 'stc_kernels::quiet_channels'[^\n]*backend$"
-    ):
+    with pytest.raises(TypeError, match=r"^There were no tensor[^\n]*::quiet_channels$"):
         stc_kernels.quiet_channels(None, 1)
-    with pytest.raises(
-        TypeError, match=r"Could not run 'stc_kernels::gather_tokens'[^\n]*backend$"
-    ):
+    with pytest.raises(TypeError, match=r"^Could not run[^\n]*backend$"):
         stc_kernels.gather_tokens(X.to_sparse(), INDEX)
 
 
