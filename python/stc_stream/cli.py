@@ -1,0 +1,374 @@
+"""The `stc` command: exit code 0, or 2 with one line that says what was wrong and what to do."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from importlib.resources import as_file, files
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stc_stream.comparison import StreamComparison, VisionTower
+    from stc_stream.report.gallery import Gallery
+    from stc_stream.report.run import StreamRun
+    from stc_stream.video import FrameStream
+
+# What `stc stream` imports, and the names that pip knows them by.
+_NEEDED = {
+    "av": "av",
+    "PIL": "pillow",
+    "matplotlib": "matplotlib",
+    "jinja2": "jinja2",
+    "transformers": "transformers",
+}
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the `stc` command and return its exit code, 0 or 2.
+
+    Args:
+        arguments: what follows `stc`; None: those of this process.
+    """
+    try:
+        code = stc.main(args=arguments, prog_name="stc", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        return _failed(error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        return _failed("stopped before there was anything to report")
+    except BrokenPipeError:
+        # Whoever read the output has gone; the interpreter must not trip over it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code if isinstance(code, int) else 0
+
+
+@click.group(invoke_without_command=True, context_settings=_CONTEXT)
+@click.option("--version", is_flag=True, help="Show the version and exit.")
+@click.pass_context
+def stc(context: click.Context, version: bool) -> None:
+    """Streaming Token Compression: see what it saves on a video, and what runs on this machine."""
+    if version:
+        click.echo(f"stc {_kernels().__version__}")
+    elif context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@stc.command(context_settings=_CONTEXT, short_help="Stream a video and show what STC saves.")
+@click.argument("video", required=False)
+@click.option(
+    "--model",
+    metavar="NAME_OR_PATH",
+    help="A SigLIP model: a folder, or a name on the Hugging Face hub.  [default: the geometry of "
+    "SigLIP-base-patch16-384 with random weights; nothing is downloaded]",
+)
+@click.option(
+    "--update-ratio",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.25,
+    show_default=True,
+    help="Share of a frame's tokens that the Cacher recomputes.",
+)
+@click.option(
+    "--refresh-interval",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Every so many frames, one is computed whole.",
+)
+@click.option(
+    "--tokens-per-frame",
+    type=click.IntRange(1),
+    help="Tokens of a frame that the Pruner keeps.  [default: a quarter]",
+)
+@click.option("--frames", type=click.IntRange(1), help="Stop after so many.  [default: all]")
+@click.option(
+    "--fps",
+    type=click.FloatRange(0, min_open=True),
+    help="Take at most so many frames of each second of video.  [default: all]",
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="cpu, cuda or cuda:N; auto is a GPU where there is one.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="auto is float32 on a CPU, bfloat16 on a GPU.",
+)
+@click.option(
+    "--report", metavar="DIR", type=Path, help="Write a page with pictures, DIR/index.html."
+)
+@click.option("--json", "document", metavar="FILE", type=Path, help="Write all numbers as JSON.")
+def stream(
+    video: str | None,
+    model: str | None,
+    update_ratio: float,
+    refresh_interval: int,
+    tokens_per_frame: int | None,
+    frames: int | None,
+    fps: float | None,
+    device: str,
+    dtype: str,
+    report: Path | None,
+    document: Path | None,
+) -> None:
+    """Stream VIDEO through a vision tower, dense and compressed, and show what that saved.
+
+    VIDEO is a file, a folder of images, the number of a camera or an rtsp:// address; without it,
+    a short sample clip is streamed. Ctrl-C stops and reports the frames so far.
+    """
+    _require_extra()
+    # What is cheap to check comes before what takes seconds to import.
+    _check_outputs(report, document)
+    from stc_stream.video import VideoError, open_video
+
+    warnings: list[str] = []
+    with ExitStack() as stack:
+        source = video if video is not None else str(stack.enter_context(_sample()))
+        try:
+            opened = open_video(source, fps=fps, frames=frames, warn=warnings.append)
+        except (VideoError, ValueError) as error:
+            _fail(str(error))
+        stack.enter_context(opened)
+
+        comparison = _comparison(
+            model, device, dtype, update_ratio, refresh_interval, tokens_per_frame
+        )
+        stack.enter_context(comparison)
+        from rich.console import Console
+
+        from stc_stream.report.gallery import Gallery
+
+        console = Console()
+        gallery = Gallery()
+        try:
+            run = _run(comparison, opened, gallery, warnings, fps, console)
+        except VideoError as error:
+            _fail(f"{opened.name}: {error}")
+    _show(run, console)
+    _write(run, gallery, report, document, console)
+
+
+@stc.command(context_settings=_CONTEXT, short_help="Show what is installed and used here.")
+def info() -> None:
+    """Show versions, what was built, and which implementation each op uses on this machine."""
+    built = _kernels().build_info()
+    from rich.console import Console
+
+    from stc_stream.report.info import info_table
+
+    Console().print(info_table(built))
+
+
+def _kernels() -> ModuleType:
+    try:
+        import stc_kernels
+    except ImportError as error:
+        _fail(str(error))
+    return stc_kernels
+
+
+def _require_extra() -> None:
+    missing = [name for module, name in _NEEDED.items() if not importlib.util.find_spec(module)]
+    if missing:
+        _fail(
+            f"stc stream needs packages that are not installed ({', '.join(missing)}): "
+            "pip install 'stc-kernels[video]'"
+        )
+
+
+def _check_outputs(report: Path | None, document: Path | None) -> None:
+    if report is not None:
+        from stc_stream.report.target import prepare_report
+
+        try:
+            prepare_report(report)
+        except OSError as error:
+            _fail(f"no report can be written to {report} ({_why(error)}): choose another --report")
+    if document is not None:
+        reason = None
+        if document.is_dir():
+            reason = "it is a folder"
+        elif document.exists() and not os.access(document, os.W_OK):
+            reason = "it may not be written"
+        elif not document.parent.is_dir():
+            reason = f"there is no folder {document.parent}"
+        elif not document.exists() and not os.access(document.parent, os.W_OK):
+            reason = f"the folder {document.parent} may not be written"
+        if reason:
+            _fail(f"no JSON can be written to {document} ({reason}): choose another --json")
+
+
+def _comparison(
+    model: str | None,
+    device: str,
+    dtype: str,
+    update_ratio: float,
+    refresh_interval: int,
+    tokens_per_frame: int | None,
+) -> StreamComparison:
+    _kernels()
+    from stc_stream.cacher import CacherConfig
+    from stc_stream.comparison import ModelError, StreamComparison, load_tower
+    from stc_stream.pruner import PrunerConfig
+
+    try:
+        tower = load_tower(model, device=device, dtype=dtype)
+        cacher = CacherConfig(update_ratio=update_ratio, refresh_interval=refresh_interval)
+        _check_tokens(tower, tokens_per_frame)
+        return StreamComparison(tower, cacher, PrunerConfig.paper(tokens_per_frame))
+    except ModelError as error:
+        _fail(str(error))
+    except ValueError as error:
+        _fail(_as_option(str(error)))
+
+
+def _as_option(message: str) -> str:
+    # The library's settings are named like the options: "update_ratio must be …".
+    name, _, rest = message.partition(" ")
+    return f"--{name.replace('_', '-')} {rest}"
+
+
+def _check_tokens(tower: VisionTower, tokens_per_frame: int | None) -> None:
+    if tokens_per_frame is not None and tokens_per_frame > tower.tokens:
+        _fail(
+            f"--tokens-per-frame must be at most {tower.tokens}, the tokens of a frame of "
+            f"{tower.name}, but is {tokens_per_frame}"
+        )
+
+
+def _run(
+    comparison: StreamComparison,
+    opened: FrameStream,
+    gallery: Gallery,
+    warnings: list[str],
+    fps: float | None,
+    console: Console,
+) -> StreamRun:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from torch import OutOfMemoryError
+
+    from stc_stream.report.run import StreamRun
+
+    numbers = []
+    complete = True
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    tower = comparison.tower
+    console.print(
+        f"{opened.name} through {tower.name}, {tower.weights}, on {tower.device}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    sys.stdout.flush()
+    try:
+        with bar:
+            task = bar.add_task(f"streaming {opened.name}", total=opened.total)
+            for frame in opened:
+                result = comparison.step(frame)
+                numbers.append(result.numbers)
+                gallery.offer(result)
+                bar.advance(task)
+    except KeyboardInterrupt:
+        if not numbers:
+            raise
+        complete = False
+    except (OutOfMemoryError, MemoryError):
+        _fail("there is not enough memory for this model: choose a smaller one, or another --dtype")
+    return StreamRun(
+        source=opened.name,
+        tower=tower,
+        cacher=comparison.cacher_config,
+        pruner=comparison.pruner_config,
+        frames=tuple(numbers),
+        warnings=tuple(warnings),
+        complete=complete,
+        fps=fps,
+    )
+
+
+def _show(run: StreamRun, console: Console) -> None:
+    from stc_stream.report.table import summary_table, verdict
+
+    console.print(summary_table(run))
+    if not run.tower.pretrained:
+        console.print(
+            "The weights are random: latency is a trained tower's, the cosine is not.", style="dim"
+        )
+    console.print(verdict(run), style="bold", highlight=False)
+    sys.stdout.flush()
+    for warning in run.warnings:
+        _say(f"warning: {run.source}: {warning}")
+    if not run.complete:
+        _say(f"warning: stopped at frame {run.frames[-1].index}; this is what there is so far")
+
+
+def _write(
+    run: StreamRun, gallery: Gallery, report: Path | None, document: Path | None, console: Console
+) -> None:
+    from stc_stream.report.document import write_document
+    from stc_stream.report.page import write_report
+
+    if document is not None:
+        try:
+            write_document(run, document)
+        except OSError as error:
+            _fail(f"the JSON could not be written to {document} ({_why(error)}): choose another")
+        console.print(f"JSON: {document}", highlight=False, soft_wrap=True)
+    if report is not None:
+        try:
+            page = write_report(run, gallery.moments(), report)
+        except OSError as error:
+            _fail(
+                f"the report could not be written to {report} ({_why(error)}): make room, or "
+                "choose another --report"
+            )
+        console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def _sample() -> AbstractContextManager[Path]:
+    return as_file(files("stc_stream").joinpath("data/sample.mp4"))
+
+
+def _why(error: OSError) -> str:
+    return error.strerror.lower() if error.strerror else str(error)
+
+
+def _fail(message: str) -> NoReturn:
+    raise click.ClickException(message)
+
+
+def _failed(message: str) -> int:
+    _say(f"stc: {message}")
+    return 2
+
+
+def _say(message: str) -> None:
+    # One line, whatever a file name or a library's message has in it.
+    click.echo(" ".join(message.split()), err=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

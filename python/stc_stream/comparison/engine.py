@@ -1,0 +1,198 @@
+"""Runs each frame through the tower dense and compressed, and measures both."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stc_stream.cacher import CacherConfig, LayerRecord, attach_cacher
+from stc_stream.comparison.results import FrameNumbers, FrameResult, FrameView
+from stc_stream.comparison.tower import VisionTower
+from stc_stream.pruner import PrunerConfig, TokenPruner
+from stc_stream.video import Frame
+
+Result = TypeVar("Result")
+
+# A patch whose pixels change by more than this, of 1, moves: twice what sensor noise does.
+MOVING = 0.02
+
+
+class StreamComparison:
+    """A tower that sees every frame twice: as it is, and with a Cacher and a Pruner.
+
+    Both ways run in the same process on the same input; which goes first alternates, a warm-up
+    comes before the first frame, and reading and resizing pictures is not part of the time.
+
+    Args:
+        tower: from `load_tower`; it has a Cacher attached until `close`.
+        cacher: None is `CacherConfig()`.
+        pruner: None keeps a quarter of a frame's tokens (`PrunerConfig.paper()`).
+
+    Raises:
+        ValueError: the Pruner is to keep more tokens than a frame has.
+    """
+
+    def __init__(
+        self,
+        tower: VisionTower,
+        cacher: CacherConfig | None = None,
+        pruner: PrunerConfig | None = None,
+    ) -> None:
+        self.tower = tower
+        self.cacher_config = cacher or CacherConfig()
+        self.pruner_config = pruner or PrunerConfig.paper()
+        wanted = self.pruner_config.tokens_per_frame
+        if wanted is not None and wanted > tower.tokens:
+            raise ValueError(
+                f"tokens_per_frame must be at most {tower.tokens}, the tokens of a frame of "
+                f"{tower.name}, but is {wanted}"
+            )
+        self._cacher = attach_cacher(tower.module, self.cacher_config)
+        self._pruner = TokenPruner(self.pruner_config)
+        self._cuts = _SceneCuts()
+        self._previous: NDArray[np.uint8] | None = None
+        self._count = 0
+
+    def __enter__(self) -> StreamComparison:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the tower back as it was."""
+        self._cacher.detach()
+
+    @torch.inference_mode()
+    def step(self, frame: Frame) -> FrameResult:
+        """Run the next frame of the stream both ways."""
+        square = self.tower.square(frame.image)
+        pixels = self.tower.pixel_values(square)
+        if self._count == 0:
+            self._warm_up(pixels)
+        # Every phase of the refresh cycle gets both orders.
+        dense_first = (self._count + self._count // self.cacher_config.refresh_interval) % 2 == 0
+        if dense_first:
+            dense, dense_ms = self._timed(lambda: self._dense(pixels))
+        with self._cacher.record() as recording:
+            compressed, compressed_ms = self._timed(lambda: self._features(pixels))
+        if not dense_first:
+            dense, dense_ms = self._timed(lambda: self._dense(pixels))
+        pruned, pruner_ms = self._timed(lambda: self._pruner(compressed))
+        self._count += 1
+
+        difference = self._difference(square)
+        motion = None if difference is None else float(difference.mean())
+        refreshed = bool(recording.layers[0].refreshed[0])
+        recomputed = _layer_mean(recording.layers, lambda layer: layer.recomputed[0].float())
+        similarity = (
+            None if refreshed else _layer_mean(recording.layers, lambda x: x.similarity()[0])
+        )
+        cosine = F.cosine_similarity(dense[0].float(), compressed[0].float(), dim=-1)
+        numbers = FrameNumbers(
+            index=frame.index,
+            time=frame.time,
+            refreshed=refreshed,
+            scene_cut=motion is not None and self._cuts.cut(motion),
+            motion=motion,
+            moving=None if difference is None else float((difference > MOVING).mean()),
+            dense_ms=dense_ms,
+            compressed_ms=compressed_ms,
+            pruner_ms=pruner_ms,
+            tokens_recomputed=float(recomputed.sum()),
+            tokens_kept=pruned.index.shape[1],
+            similarity=None if similarity is None else _finite(float(similarity.mean())),
+            cosine=_finite(cosine.mean().item()),
+            cosine_min=_finite(cosine.min().item()),
+        )
+        grid = self.tower.grid
+        kept = np.zeros(self.tower.tokens, np.bool_)
+        kept[pruned.index[0].cpu().numpy()] = True
+        view = FrameView(
+            image=frame.image,
+            grid=grid,
+            recomputed=recomputed.reshape(grid),
+            kept=kept.reshape(grid),
+            similarity=None if similarity is None else similarity.reshape(grid),
+        )
+        return FrameResult(numbers, view)
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.tower.module(pixels).last_hidden_state
+        return features
+
+    def _dense(self, pixels: Tensor) -> Tensor:
+        with self._cacher.paused():
+            return self._features(pixels)
+
+    def _timed(self, run: Callable[[], Result]) -> tuple[Result, float]:
+        self._wait()
+        start = time.perf_counter_ns()
+        result = run()
+        self._wait()
+        return result, (time.perf_counter_ns() - start) / 1e6
+
+    def _wait(self) -> None:
+        if self.tower.device.type == "cuda":
+            torch.cuda.synchronize(self.tower.device)
+
+    def _warm_up(self, pixels: Tensor) -> None:
+        stream = object()
+        with self._cacher.streams([stream]):
+            for _ in range(2):
+                self._dense(pixels)
+                self._pruner(self._features(pixels), stream=stream)
+        self._cacher.reset(stream)
+        self._pruner.reset(stream)
+        self._wait()
+
+    def _difference(self, square: NDArray[np.uint8]) -> NDArray[np.float64] | None:
+        previous, self._previous = self._previous, square
+        if previous is None:
+            return None
+        (rows, columns), patch = self.tower.grid, self.tower.patch
+        change = np.abs(square.astype(np.int16) - previous)[: rows * patch, : columns * patch]
+        mean: NDArray[np.float64] = change.reshape(rows, patch, columns, patch, 3).mean((1, 3, 4))
+        return mean / 255
+
+
+class _SceneCuts:
+    """Tells a cut from motion: a change that is large, and far larger than those before it."""
+
+    LARGE = 0.08
+    TIMES = 3.0
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=12)
+
+    def cut(self, motion: float) -> bool:
+        usual = float(np.median(self._recent)) if self._recent else 0.0
+        if motion > max(self.LARGE, self.TIMES * usual):
+            return True
+        self._recent.append(motion)
+        return False
+
+
+def _layer_mean(
+    layers: tuple[LayerRecord, ...], read: Callable[[LayerRecord], Tensor]
+) -> NDArray[np.float32]:
+    mean: NDArray[np.float32] = torch.stack([read(layer) for layer in layers]).mean(0).cpu().numpy()
+    return mean
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

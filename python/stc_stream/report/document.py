@@ -1,0 +1,69 @@
+"""The numbers of a run as JSON, for machines; its schema is `data/stream.schema.json`."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import stc_kernels
+from stc_stream.report.run import StreamRun
+from stc_stream.report.versions import cores, processor, versions
+
+SCHEMA_VERSION = 1
+
+
+def stream_document(run: StreamRun) -> dict[str, Any]:
+    """Return all numbers of a run as what `json.dumps` takes, in the shape of `stream_schema`."""
+    tower = run.tower
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "complete": run.complete,
+        "warnings": list(run.warnings),
+        "source": {"name": run.source, "fps": run.fps},
+        "model": {
+            "name": tower.name,
+            "pretrained": tower.pretrained,
+            "image_size": tower.image_size,
+            "patch": tower.patch,
+            "tokens": tower.tokens,
+            "width": tower.width,
+            "layers": tower.layers,
+        },
+        "config": {"cacher": asdict(run.cacher), "pruner": asdict(run.pruner)},
+        "machine": {
+            "device": str(tower.device),
+            "processor": processor(tower.device),
+            "dtype": str(tower.dtype).removeprefix("torch."),
+            "cores": cores(),
+            "threads": torch.get_num_threads(),
+            "system": platform.system(),
+            "architecture": platform.machine(),
+        },
+        "versions": dict(versions()),
+        "implementation": stc_kernels.implementation("select_dynamic", tower.device),
+        "summary": {**asdict(run.summary), "scene_cuts": list(run.summary.scene_cuts)},
+        "frames": [asdict(frame) for frame in run.frames],
+    }
+
+
+def stream_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of `stream_document`."""
+    text = files("stc_stream").joinpath("data/stream.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
+def write_document(run: StreamRun, path: Path) -> None:
+    """Write `stream_document` to a file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = json.dumps(stream_document(run), indent=2, allow_nan=False, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")

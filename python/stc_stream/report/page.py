@@ -1,0 +1,114 @@
+"""The report: one HTML file with all its pictures inside."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import jinja2
+import torch
+
+import stc_kernels
+from stc_stream.report.charts import cosine_chart, latency_chart
+from stc_stream.report.gallery import Moment
+from stc_stream.report.pictures import OUTLINE, TINT, colour_bar, inline, overlay, similarity_map
+from stc_stream.report.run import StreamRun
+from stc_stream.report.table import verdict
+from stc_stream.report.versions import cores, processor, versions
+
+PAGE = "index.html"
+
+
+def write_report(run: StreamRun, moments: Sequence[Moment], directory: Path) -> Path:
+    """Write a report of `run` with pictures of `moments`, and return the page's path.
+
+    Raises:
+        OSError: it cannot be written; a page that was there before stays as it was.
+    """
+    page = directory / PAGE
+    text = render(run, moments)
+    directory.mkdir(parents=True, exist_ok=True)
+    draft = directory / f".{PAGE}-{uuid.uuid4().hex}"
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(page)
+    finally:
+        draft.unlink(missing_ok=True)
+    return page
+
+
+def render(run: StreamRun, moments: Sequence[Moment]) -> str:
+    """Return the page as HTML: no script, and nothing fetched from anywhere."""
+    template = files("stc_stream").joinpath("report/templates/report.html")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    maps = [m.result.view.similarity for m in moments if m.result.view.similarity is not None]
+    lowest = min((float(similarity.min()) for similarity in maps), default=0.0)
+    tower = run.tower
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
+        run=run,
+        summary=run.summary,
+        tower=tower,
+        verdict=verdict(run),
+        pictures=[_picture(moment, lowest) for moment in moments],
+        lowest=lowest,
+        colour_bar=colour_bar(),
+        tint=_css(TINT),
+        outline=_css(OUTLINE),
+        latency_chart=latency_chart(run.frames),
+        cosine_chart=cosine_chart(run.frames),
+        processor=processor(tower.device),
+        cores=cores(),
+        threads=torch.get_num_threads(),
+        implementation=stc_kernels.implementation("select_dynamic", tower.device),
+        versions=versions(),
+        dtype=str(tower.dtype).removeprefix("torch."),
+    )
+
+
+@dataclass(frozen=True)
+class _Picture:
+    title: str
+    index: int
+    time: float
+    refreshed: bool
+    share: float
+    cosine: float | None
+    similarity: float | None
+    overlay: str
+    map: str | None
+    ratio: str
+    alt: str
+    map_alt: str
+
+
+def _picture(moment: Moment, lowest: float) -> _Picture:
+    numbers, view = moment.result.numbers, moment.result.view
+    tokens = view.grid[0] * view.grid[1]
+    share = numbers.tokens_recomputed / tokens
+    height, width = view.image.shape[:2]
+    return _Picture(
+        title=moment.title,
+        index=numbers.index,
+        time=numbers.time,
+        refreshed=numbers.refreshed,
+        share=share,
+        cosine=numbers.cosine,
+        similarity=numbers.similarity,
+        overlay=inline(overlay(view), "jpeg"),
+        map=None
+        if view.similarity is None
+        else inline(similarity_map(view.similarity, lowest), "png"),
+        ratio=f"{width} / {height}",
+        alt=f"Frame {numbers.index} at {numbers.time:.2f} s: {share:.0%} of its patches are tinted "
+        f"as recomputed, {numbers.tokens_kept} of {tokens} are outlined as kept",
+        map_alt=f"Similarity map of frame {numbers.index}",
+    )
+
+
+def _css(colour: tuple[int, int, int]) -> str:
+    return f"rgb({colour[0]} {colour[1]} {colour[2]})"

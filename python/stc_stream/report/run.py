@@ -1,0 +1,39 @@
+"""A finished (or interrupted) comparison, as the table, the page and the document are given it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stc_stream.cacher import CacherConfig
+from stc_stream.comparison import FrameNumbers, Summary, VisionTower, summarise
+from stc_stream.pruner import PrunerConfig
+
+
+@dataclass(frozen=True)
+class StreamRun:
+    """One run of `StreamComparison` over a source.
+
+    Attributes:
+        source: what to call the source.
+        tower: the tower it ran on.
+        cacher: the Cacher's settings.
+        pruner: the Pruner's settings.
+        frames: numbers of each frame, in order; at least one.
+        warnings: what was wrong with the source, one line each.
+        complete: False when it was interrupted.
+        fps: the sampling asked for, frames a second.
+    """
+
+    source: str
+    tower: VisionTower
+    cacher: CacherConfig
+    pruner: PrunerConfig
+    frames: tuple[FrameNumbers, ...]
+    warnings: tuple[str, ...] = ()
+    complete: bool = True
+    fps: float | None = None
+
+    @property
+    def summary(self) -> Summary:
+        """The numbers over all frames."""
+        return summarise(self.frames, self.tower.tokens)

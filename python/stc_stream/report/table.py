@@ -1,0 +1,89 @@
+"""The table of a run, for a terminal, and the one line that says what came of it."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from stc_stream.comparison import Latency
+from stc_stream.report.run import StreamRun
+
+
+def verdict(run: StreamRun) -> str:
+    """Return the line that says what compression saved, or that it lost and what to try."""
+    reduction = run.summary.reduction
+    if reduction >= 0.005:
+        saved = f"STC saved {reduction:.0%} of ViT time on this machine"
+        if run.summary.compressed.median <= run.summary.dense.median:
+            return f"{saved}."
+        # Only a few slow frames can make the sums say so: something else used the machine.
+        return f"{saved}, but the median frame took longer: is it busy? Run again."
+    if reduction > -0.005:
+        outcome = "STC saved nothing: compressed frames took as long as dense ones on this machine"
+    else:
+        outcome = f"STC lost: ViT time grew by {-reduction:.0%} on this machine"
+    return f"{outcome}; try {_remedy(run)}."
+
+
+def summary_table(run: StreamRun) -> Table:
+    """Return latency, tokens and closeness to dense, at most 80 columns wide."""
+    summary = run.summary
+    table = Table(title=f"{run.source}: {summary.frames} frames", title_justify="left")
+    table.add_column("")
+    for heading in ("median", "p95", "mean"):
+        table.add_column(heading, justify="right")
+    table.add_row("ViT dense, ms a frame", *_latency(summary.dense))
+    table.add_row("ViT compressed, ms a frame", *_latency(summary.compressed))
+    if summary.selective:
+        table.add_row("  its selective frames", *_latency(summary.selective), style="dim")
+    medians = 1 - summary.compressed.median / summary.dense.median
+    table.add_row(
+        "reduction (mean: of the total time)",
+        f"{medians:.0%}",
+        "",
+        f"{summary.reduction:.0%}",
+        style="bold",
+    )
+    table.add_row("Pruner, ms a frame", *_latency(summary.pruner), end_section=True)
+    table.add_row("", "", "share", "a frame", style="italic")
+    for words, tokens in (
+        ("tokens recomputed", summary.tokens_recomputed),
+        ("tokens kept by the Pruner", summary.tokens_kept),
+    ):
+        table.add_row(
+            f"{words}, of {summary.tokens}", "", f"{tokens / summary.tokens:.0%}", f"{tokens:.0f}"
+        )
+    table.add_section()
+    table.add_row("", "", "lowest", "mean", style="italic")
+    table.add_row(
+        "cosine of features to dense, a frame",
+        "",
+        _cosine(summary.cosine_lowest_frame),
+        _cosine(summary.cosine),
+    )
+    table.add_row("  on selective frames", "", "", _cosine(summary.cosine_selective), style="dim")
+    return table
+
+
+def _latency(latency: Latency) -> tuple[str, str, str]:
+    return _ms(latency.median), _ms(latency.p95), _ms(latency.mean)
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _cosine(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:.4f}"
+
+
+def _remedy(run: StreamRun) -> str:
+    tries = []
+    if run.cacher.refresh_interval < 8:
+        tries.append(f"--refresh-interval {max(4, run.cacher.refresh_interval * 2)}")
+    if run.cacher.update_ratio > 0.1:
+        tries.append(f"--update-ratio {run.cacher.update_ratio / 2:.2g}")
+    if run.summary.frames <= run.cacher.refresh_interval or run.summary.selective is None:
+        tries.append("a longer video")
+    else:
+        tries.append("a larger model")
+    return " or ".join([", ".join(tries[:-1]), tries[-1]] if len(tries) > 1 else tries)

@@ -1,0 +1,202 @@
+"""Files, cameras and network streams, decoded with PyAV (FFmpeg)."""
+
+from __future__ import annotations
+
+import errno
+import platform
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from stc_stream.video.frames import Frame, Opened, VideoError, Warn
+
+# FFmpeg would render these as pictures of their text.
+_NOT_VIDEO_FORMATS = frozenset({"tty", "bin", "idf", "xbin"})
+
+
+def open_file(path: Path, warn: Warn) -> Opened:
+    """Open a video file.
+
+    Raises:
+        VideoError: it is no video, or one that FFmpeg cannot read.
+    """
+    try:
+        container = av.open(str(path))
+    except av.error.PermissionError:
+        raise VideoError(f"{path} may not be read: check its permissions") from None
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoError(
+            f"{path} is not a video that can be read ({_reason(error)}): give a video file, "
+            "whole enough to hold its header"
+        ) from None
+    return _opened(container, path.name, f"{path}", warn)
+
+
+def open_camera(number: int, timeout: float, warn: Warn) -> Opened:
+    """Open a camera by its number: /dev/videoN on Linux, AVFoundation's on macOS.
+
+    Raises:
+        VideoError: there is no such camera, or it cannot be opened.
+    """
+    device, driver = f"/dev/video{number}", "v4l2"
+    options: dict[str, str] = {}
+    if platform.system() == "Darwin":
+        device, driver = str(number), "avfoundation"
+        options["framerate"] = "30"
+    elif not Path(device).exists():
+        there = ", ".join(sorted(_cameras(), key=int)) or "none"
+        raise VideoError(f"there is no camera {number} ({device}); cameras here: {there}")
+    try:
+        container = av.open(device, format=driver, options=options, timeout=timeout)
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoError(
+            f"camera {number} ({device}) cannot be opened ({_reason(error)}): check that nothing "
+            "else uses it, and that it may be read"
+        ) from None
+    return _opened(container, f"camera {number}", f"camera {number}", warn, live=True)
+
+
+def open_url(url: str, timeout: float, warn: Warn) -> Opened:
+    """Open a network stream; RTSP goes over TCP, which loses no packets.
+
+    Raises:
+        VideoError: it does not answer within `timeout` seconds, or gives no video.
+    """
+    name = _without_password(url)
+    options = {"rtsp_transport": "tcp"} if url.lower().startswith("rtsp") else {}
+    try:
+        container = av.open(url, options=options, timeout=timeout)
+    except (av.error.ExitError, av.error.TimeoutError):
+        raise VideoError(
+            f"{name} did not answer within {timeout:g} s: check the address and the network"
+        ) from None
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoError(
+            f"{name} cannot be opened ({_reason(error)}): check the address and the network"
+        ) from None
+    return _opened(container, name, name, warn, live=url.lower().startswith(("rtsp", "rtmp")))
+
+
+def _opened(
+    container: InputContainer, name: str, shown: str, warn: Warn, *, live: bool = False
+) -> Opened:
+    streams = [stream for stream in container.streams.video if not _is_cover(stream)]
+    if not streams or container.format.name in _NOT_VIDEO_FORMATS:
+        container.close()
+        raise VideoError(f"{shown} is not a video: it has no stream of pictures")
+    stream = streams[0]
+    # A decoder that works ahead on all cores would disturb whoever measures between two frames.
+    stream.codec_context.thread_count = 1
+    rate = float(stream.average_rate) if stream.average_rate else None
+    seconds = None if live else _seconds(container, stream)
+    count = stream.frames or (round(seconds * rate) if seconds and rate else None)
+    frames = _decoded(container, stream, seconds, rate, warn)
+    return Opened(name, frames, container.close, None if live else count, rate)
+
+
+def _decoded(
+    container: InputContainer,
+    stream: VideoStream,
+    seconds: float | None,
+    rate: float | None,
+    warn: Warn,
+) -> Iterator[Frame]:
+    index = 0
+    start: float | None = None
+    time = 0.0
+    damaged = False
+    ended: str | None = None
+    packets = container.demux(stream)
+    while ended is None:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            break
+        except av.FFmpegError as error:
+            # Reading cannot go on, but frames already read may still be inside the decoder.
+            ended = _reason(error)
+            packet = None
+        try:
+            pictures = stream.codec_context.decode(packet)
+        except av.error.EOFError:
+            break
+        except av.FFmpegError:
+            damaged = _damaged(index, damaged, warn)
+            continue
+        for picture in pictures:
+            stamp = picture.time
+            if stamp is None:
+                stamp = (start or 0.0) + index / (rate or 25.0)
+            start = stamp if start is None else start
+            time = stamp - start
+            if picture.is_corrupt:
+                damaged = _damaged(index, damaged, warn)
+            yield Frame(index, time, _pixels(picture))
+            index += 1
+    missing = 0.0 if seconds is None or not index else seconds - time - 1 / (rate or 25.0)
+    if ended is not None:
+        warn(f"the video could not be read beyond frame {max(index - 1, 0)} ({ended})")
+    elif missing > max(0.25, 2 / (rate or 25.0)):
+        warn(
+            f"the video is cut short: it ends at frame {index - 1}, {time:.2f} s of the "
+            f"{seconds:.2f} s that its header promises"
+        )
+
+
+def _damaged(index: int, already: bool, warn: Warn) -> bool:
+    # "near": a decoder holds a few frames back, so an error comes before the frames before it.
+    if not already:
+        warn(f"the video is damaged near frame {index}: what could be decoded was streamed")
+    return True
+
+
+def _pixels(picture: VideoFrame) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = picture.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+    # A phone held upright writes its pictures lying down, with a note to turn them.
+    turns = round(picture.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+
+
+def _seconds(container: InputContainer, stream: VideoStream) -> float | None:
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if tag:
+        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+    # The container's own length is that of its longest stream.
+    if container.duration is not None and len(container.streams) == 1:
+        return float(container.duration * Fraction(1, av.time_base))
+    return None
+
+
+def _is_cover(stream: VideoStream) -> bool:
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def _cameras() -> list[str]:
+    return [path.name[5:] for path in Path("/dev").glob("video*") if path.name[5:].isdecimal()]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, av.FFmpegError):
+        if error.errno == errno.ECONNREFUSED:
+            return "connection refused"
+        return (error.strerror or "unknown error").rstrip(".").lower()
+    return str(error).partition("\n")[0]
+
+
+def _without_password(url: str) -> str:
+    try:
+        secret = urlsplit(url).password
+    except ValueError:
+        return url
+    return url.replace(f":{secret}@", ":…@") if secret else url

@@ -1,0 +1,54 @@
+"""A folder of images as a video, read with Pillow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from stc_stream.video.frames import Frame, Opened, VideoError, Warn
+
+# What FFmpeg, too, takes for a sequence of images that has no clock.
+IMAGES_A_SECOND = 25.0
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def open_folder(path: Path, warn: Warn) -> Opened:
+    """Open the images of a folder (not of folders in it), in natural order of their names.
+
+    Raises:
+        VideoError: the folder holds no image.
+    """
+    images = sorted(
+        (entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES), key=_natural
+    )
+    if not images:
+        raise VideoError(
+            f"the folder {path} holds no image: put files ending in {', '.join(SUFFIXES)} there"
+        )
+    name = path.resolve().name or str(path)
+    return Opened(name, _images(images, warn), _nothing, len(images), IMAGES_A_SECOND)
+
+
+def _images(paths: Sequence[Path], warn: Warn) -> Iterator[Frame]:
+    for index, path in enumerate(paths):
+        try:
+            with Image.open(path) as image:
+                picture = ImageOps.exif_transpose(image).convert("RGB")
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+            reason = str(error).partition("\n")[0]
+            warn(f"frame {index}, {path.name}, is left out: {reason}")
+            continue
+        yield Frame(index, index / IMAGES_A_SECOND, np.array(picture))
+
+
+def _natural(path: Path) -> list[tuple[int, int | str]]:
+    parts = re.split(r"(\d+)", path.name.casefold())
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts if part]
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,139 @@
+"""The one way in: what a source is, and which of its frames are wanted."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from stc_stream.video.frames import DamagedVideoWarning, Frame, Opened, VideoError, Warn
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+class FrameStream(Iterator[Frame]):
+    """The frames of one source, in order; close it, or use it in a ``with``.
+
+    Attributes:
+        name: what to call the source: a file's or a folder's name, "camera 0", a URL without its
+            password.
+        total: how many frames will come, as far as that is known; None for a live source.
+    """
+
+    def __init__(self, opened: Opened, fps: float | None, frames: int | None) -> None:
+        self.name = opened.name
+        self.total = _total(opened, fps, frames)
+        self._close = opened.close
+        self._frames = _chosen(opened.frames, fps, frames)
+
+    def __next__(self) -> Frame:
+        return next(self._frames)
+
+    def __enter__(self) -> FrameStream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file or device."""
+        self._frames = iter(())
+        self._close()
+
+
+def open_video(
+    source: str | Path | int,
+    *,
+    fps: float | None = None,
+    frames: int | None = None,
+    timeout: float = 10.0,
+    warn: Warn | None = None,
+) -> FrameStream:
+    """Open a source of frames and return an iterator of `Frame` (image uint8 [H, W, 3], RGB).
+
+    Args:
+        source: a video file, a folder of images (in natural order: 2 before 10), the number of a
+            camera (or the number in a string), or a URL (``rtsp://…``, ``http://…``).
+        fps: take at most so many frames a second of the source's own clock; None takes all. The
+            images of a folder are 1/25 s apart.
+        frames: stop after so many frames; None goes on to the end.
+        timeout: seconds that a network stream or a camera may stay silent.
+        warn: called with one line when the source turns out damaged or cut short, with the frame
+            where it does; by default a `DamagedVideoWarning`.
+
+    Raises:
+        ValueError: `fps`, `frames` or `timeout` is not positive.
+        VideoError: there is no such source, it is no video, or its decoder is not installed. A
+            source that ends before its first frame raises this from the first ``next``.
+    """
+    if fps is not None and not (fps > 0 and math.isfinite(fps)):
+        raise ValueError(f"fps must be a number above 0, but is {fps:g}")
+    if frames is not None and frames < 1:
+        raise ValueError(f"frames must be at least 1, but is {frames}")
+    if not timeout > 0:
+        raise ValueError(f"timeout must be a number of seconds above 0, but is {timeout:g}")
+    return FrameStream(_open(source, timeout, warn or _warn), fps, frames)
+
+
+def _open(source: str | Path | int, timeout: float, warn: Warn) -> Opened:
+    # Imported here, so that each needs its own package and no other.
+    from stc_stream.video import decoder, folder
+
+    text = str(source)
+    if text.isascii() and text.isdecimal():
+        return decoder.open_camera(int(text), timeout, warn)
+    if _URL.match(text):
+        return decoder.open_url(text, timeout, warn)
+    path = Path(text)
+    try:
+        if path.is_dir():
+            return folder.open_folder(path, warn)
+        if path.exists():
+            return decoder.open_file(path, warn)
+    except PermissionError:
+        raise VideoError(f"{text} may not be read: check its permissions") from None
+    except (OSError, ValueError) as error:
+        raise VideoError(f"{text!r} is not a path that can be opened: {error}") from None
+    raise VideoError(
+        f"there is no file or folder {text}: give a video file, a folder of images, a camera "
+        "number or an rtsp:// address"
+    )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, DamagedVideoWarning, stacklevel=2)
+
+
+def _chosen(source: Iterator[Frame], fps: float | None, frames: int | None) -> Iterator[Frame]:
+    taken, slot = 0, -1
+    for frame in source:
+        if fps is not None:
+            # A clock cut into slots of 1/fps, the first frame of each; half a millisecond of
+            # grace, since containers round their clocks.
+            this_slot = math.floor((frame.time + 5e-4) * fps)
+            if this_slot <= slot:
+                continue
+            slot = this_slot
+        taken += 1
+        yield frame
+        if taken == frames:
+            return
+    if not taken:
+        raise VideoError("not one frame could be decoded: give a video that has at least one")
+
+
+def _total(opened: Opened, fps: float | None, frames: int | None) -> int | None:
+    total = opened.count
+    if total is not None and fps is not None and opened.rate and opened.rate > fps:
+        total = math.ceil(total * fps / opened.rate)
+    if frames is not None and (total is None or frames < total):
+        total = frames
+    return total

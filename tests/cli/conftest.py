@@ -1,0 +1,69 @@
+"""A tiny SigLIP on disk, short videos, and the `stc` command run in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from stc_stream.cli import main
+
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 64,
+    "patch_size": 16,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def stc(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    def run(*arguments: object) -> Outcome:
+        code = main([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(3)
+    SiglipVisionModel(SiglipVisionConfig(**TINY)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    return Path(str(files("stc_stream").joinpath("data/sample.mp4")))
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    """Eight frames at 4 a second; frame i is of brightness 30·i."""
+    path = tmp_path / "grey.mp4"
+    with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(8):
+            image = np.full((48, 64, 3), 30 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return path

@@ -1,0 +1,364 @@
+"""The report page: its markup, its pictures, and what a real browser makes of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stc_stream.cacher import CacherConfig
+from stc_stream.comparison import (
+    FrameNumbers,
+    FrameResult,
+    FrameView,
+    StreamComparison,
+    load_tower,
+    summarise,
+)
+from stc_stream.pruner import PrunerConfig
+from stc_stream.report.charts import cosine_chart, latency_chart
+from stc_stream.report.gallery import Gallery, Moment
+from stc_stream.report.page import render, write_report
+from stc_stream.report.pictures import OUTLINE, TINT, overlay, similarity_map
+from stc_stream.report.run import StreamRun
+from stc_stream.report.table import verdict
+from stc_stream.video import open_video
+
+ORDINARY = FrameNumbers(
+    index=1,
+    time=0.1,
+    refreshed=False,
+    scene_cut=False,
+    motion=0.02,
+    moving=0.1,
+    dense_ms=10.0,
+    compressed_ms=5.0,
+    pruner_ms=0.5,
+    tokens_recomputed=4.0,
+    tokens_kept=4,
+    similarity=0.9,
+    cosine=0.99,
+    cosine_min=0.9,
+)
+
+
+@pytest.fixture(scope="module")
+def streamed(tiny_model: Path, sample: Path) -> tuple[StreamRun, tuple[Moment, ...]]:
+    tower = load_tower(str(tiny_model), device="cpu")
+    gallery, rows = Gallery(), []
+    with StreamComparison(tower) as comparison:
+        for frame in open_video(sample):
+            result = comparison.step(frame)
+            rows.append(result.numbers)
+            gallery.offer(result)
+    run = StreamRun("sample.mp4", tower, CacherConfig(), PrunerConfig.paper(), tuple(rows))
+    return run, gallery.moments()
+
+
+def some_run(
+    streamed: tuple[StreamRun, object], *rows: FrameNumbers, **changes: object
+) -> StreamRun:
+    return replace(streamed[0], frames=rows, **changes)
+
+
+class Page(HTMLParser):
+    """Collects tags and text, and checks that what is opened is closed."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_the_page_is_whole_and_holds_everything(streamed: tuple[StreamRun, tuple]) -> None:
+    run, moments = streamed
+    text = render(run, moments)
+    page = Page(text)
+    assert verdict(run) in page.text
+    for word in (
+        "Latency over time",
+        "scene cut",
+        "kept by the Pruner",
+        "recomputed",
+        "similarity",
+    ):
+        assert word in page.text
+    assert len(page.all("figure")) == len(moments)
+    images = page.all("img")
+    assert len(images) == len(moments) + sum(m.result.view.similarity is not None for m in moments)
+    for image in images:
+        kind, _, data = str(image["src"]).partition(";base64,")
+        assert kind in ("data:image/jpeg", "data:image/png")
+        Image.open(io.BytesIO(base64.b64decode(data))).verify()
+        assert image["alt"]
+    assert not page.all("script")
+    # Nothing is fetched: no address but the names of XML's own vocabularies.
+    assert not page.all("link")
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", text)
+    assert len(text) < 2**20
+
+
+def test_what_a_video_is_called_cannot_break_the_page(streamed: tuple[StreamRun, tuple]) -> None:
+    run, moments = streamed
+    name = "<script>alert('x')</script>.mp4"
+    page = Page(render(replace(run, source=name, warnings=("<b>bold</b>",)), moments))
+    assert not page.all("script")
+    assert not page.all("b")
+    assert name in page.text
+    assert "<b>bold</b>" in page.text
+
+
+def test_an_interrupted_run_says_so(streamed: tuple[StreamRun, tuple]) -> None:
+    run, moments = streamed
+    words = "stopped before the end"
+    assert words in Page(render(replace(run, complete=False), moments)).text
+    assert words not in Page(render(run, moments)).text
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_very_short_run_still_makes_a_page(
+    streamed: tuple[StreamRun, tuple], frames: int
+) -> None:
+    first = replace(ORDINARY, index=0, time=0.0, refreshed=True, motion=None, moving=None)
+    view = FrameView(np.zeros((4, 4, 3), np.uint8), (4, 4), np.ones((4, 4), np.float32),
+                     np.eye(4, dtype=np.bool_), None)  # fmt: skip
+    run = some_run(streamed, *[replace(first, index=i) for i in range(frames)])
+    page = Page(render(run, (Moment("A refresh", FrameResult(first, view)),)))
+    assert "This frame is the reference" in page.text
+
+
+def test_the_page_is_replaced_as_a_whole(streamed: tuple[StreamRun, tuple], tmp_path: Path) -> None:
+    run, moments = streamed
+    page = write_report(run, moments, tmp_path / "deep" / "er")
+    before = page.read_text(encoding="utf-8")
+    write_report(run, moments, page.parent)
+    assert page.read_text(encoding="utf-8") == before
+    assert list(page.parent.iterdir()) == [page]
+
+
+def test_overlay_tints_recomputed_patches_greys_reused_and_outlines_kept() -> None:
+    blue = np.full((64, 64, 3), (0, 60, 200), np.uint8)
+    recomputed = np.zeros((4, 4), np.float32)
+    recomputed[0, 0], recomputed[0, 3] = 1, 0.5
+    kept = np.zeros((4, 4), np.bool_)
+    kept[2, 1:3] = True
+    picture = np.asarray(overlay(FrameView(blue, (4, 4), recomputed, kept, None)))
+    side = picture.shape[0] // 4
+    middle = side // 2
+    whole, half = picture[middle, middle], picture[middle, 3 * side + middle]
+    reused = picture[side + middle, middle]
+    assert reused[0] == reused[1] == reused[2]
+    # Towards the tint: red above the picture's own, and in step with the share of layers.
+    assert whole[0] > half[0] > reused[0]
+    assert whole[0] > TINT[0] // 3
+    row = slice(2 * side, 3 * side)
+    assert (picture[row, side] == OUTLINE).all()
+    assert (picture[row, 3 * side - 1] == OUTLINE).all()
+    assert (picture[2 * side, side : 3 * side] == OUTLINE).all()
+    # No line between two kept patches, nor anywhere else.
+    assert not (picture[2 * side + middle, 2 * side - 2 : 2 * side + 2] == OUTLINE).all(-1).any()
+    elsewhere = picture.copy()
+    elsewhere[row, side : 3 * side] = 0
+    assert not (elsewhere == OUTLINE).all(-1).any()
+
+
+def test_similarity_map_goes_from_dark_to_bright() -> None:
+    similarity = np.array([[0.2, 0.6], [1.0, np.nan]], np.float32)
+    picture = np.asarray(similarity_map(similarity, 0.2), np.int64).sum(-1)
+    assert picture[0, 0] < picture[0, 1] < picture[1, 0]
+
+
+def test_charts_are_svg_that_takes_its_ink_from_the_page() -> None:
+    rows = [replace(ORDINARY, index=i, time=i / 10, refreshed=i % 4 == 0) for i in range(9)]
+    rows[5] = replace(rows[5], scene_cut=True, cosine=None)
+    for draw in (latency_chart, cosine_chart):
+        svg = draw(rows)
+        root = ElementTree.fromstring(svg)
+        assert root.tag.endswith("svg")
+        assert root.attrib["aria-label"]
+        assert "width" not in root.attrib
+        assert "var(--cut)" in svg
+        assert "var(--compressed)" in svg
+        assert "#01020" not in svg
+    assert "var(--cut)" not in latency_chart([rows[1]])
+
+
+def test_one_slow_frame_does_not_flatten_the_chart() -> None:
+    rows = [replace(ORDINARY, index=i, time=i / 10) for i in range(60)]
+    rows[7] = replace(rows[7], dense_ms=4000.0)
+    assert "1 frame slower than the chart is high (4000 ms)" in latency_chart(rows)
+
+
+def test_gallery_picks_the_telling_frames_and_holds_few() -> None:
+    gallery = Gallery()
+    view = FrameView(np.zeros((1600, 8, 3), np.uint8), (1, 1), np.ones((1, 1), np.float32),
+                     np.ones((1, 1), np.bool_), None)  # fmt: skip
+    for i in range(200):
+        row = replace(ORDINARY, index=i, refreshed=i % 4 == 0, motion=0.01 + i * 1e-5, moving=0.9)
+        if i == 0:
+            row = replace(row, motion=None, moving=None)
+        if i == 50:
+            row = replace(row, scene_cut=True, motion=0.5, cosine=0.1)
+        if i == 51:
+            row = replace(row, motion=0.4, cosine=0.05)
+        if i == 101:
+            row = replace(row, motion=0.3, moving=0.2)
+        if i == 150:
+            row = replace(row, cosine=0.5)
+        gallery.offer(FrameResult(row, view))
+    moments = {moment.title: moment.result for moment in gallery.moments()}
+    assert moments["A refresh: all is computed"].numbers.index == 0
+    assert moments["Scene cut"].numbers.index == 50
+    assert moments["Part of the picture moves"].numbers.index == 101
+    assert moments["Furthest from dense"].numbers.index == 150
+    indices = [result.numbers.index for result in moments.values()]
+    # 51 only shows the cut again.
+    assert 51 not in indices
+    assert len(set(indices)) == len(indices) <= 6
+    assert all(max(result.view.image.shape) <= 768 for result in moments.values())
+
+
+def test_the_verdict_is_honest(streamed: tuple[StreamRun, tuple]) -> None:
+    saved = some_run(streamed, ORDINARY, ORDINARY)
+    assert verdict(saved) == "STC saved 50% of ViT time on this machine."
+    slower = replace(ORDINARY, compressed_ms=12.0)
+    lost = verdict(some_run(streamed, slower, slower))
+    assert lost.startswith("STC lost: ViT time grew by 20% on this machine; try ")
+    assert "--refresh-interval" in lost
+    same = replace(ORDINARY, compressed_ms=10.0)
+    assert verdict(some_run(streamed, same)).startswith("STC saved nothing")
+    hiccup = [slower, slower, replace(ORDINARY, dense_ms=500.0)]
+    assert "but the median frame took longer" in verdict(some_run(streamed, *hiccup))
+
+
+def test_summary_numbers() -> None:
+    rows = [
+        replace(ORDINARY, refreshed=True, dense_ms=10.0, compressed_ms=11.0, cosine=1.0),
+        replace(ORDINARY, dense_ms=20.0, compressed_ms=4.0, cosine=0.8, cosine_min=0.5),
+        replace(ORDINARY, dense_ms=30.0, compressed_ms=6.0, cosine=None, cosine_min=None),
+    ]
+    summary = summarise(rows, 16)
+    assert (summary.frames, summary.refreshes, summary.tokens) == (3, 1, 16)
+    assert summary.reduction == pytest.approx(1 - 21 / 60)
+    assert summary.dense.median == 20
+    assert summary.dense.p95 == pytest.approx(29)
+    assert summary.selective is not None
+    assert summary.selective.mean == 5
+    assert summary.cosine == pytest.approx(0.9)
+    assert summary.cosine_selective == pytest.approx(0.8)
+    assert (summary.cosine_lowest_frame, summary.cosine_lowest_token) == (0.8, 0.5)
+    with pytest.raises(ValueError, match="at least one frame"):
+        summarise([], 16)
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *values: object) -> None:
+            return None
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.browser
+def test_a_real_browser_shows_it(
+    browser: str, streamed: tuple[StreamRun, tuple], tmp_path: Path
+) -> None:
+    run, moments = streamed
+    page = write_report(run, moments, tmp_path / "report")
+    # The page is asked itself, from a second one around it, how it came out.
+    (page.parent / "probe.html").write_text(
+        """<iframe id="f" src="index.html" style="width:1280px;height:3000px"></iframe>
+        <pre id="r"></pre>
+        <script>
+        document.getElementById('f').onload = async () => {
+          const d = document.getElementById('f').contentDocument;
+          const images = [...d.images];
+          await Promise.all(images.map(i => i.decode().catch(() => null)));
+          const wide = d.documentElement;
+          const seen = e => e.getBoundingClientRect().width > 100;
+          document.getElementById('r').textContent = 'RESULT ' + JSON.stringify({
+            images: images.length, shown: images.filter(i => i.naturalWidth > 0 && seen(i)).length,
+            charts: [...d.querySelectorAll('.chart svg')].filter(seen).length,
+            overflow: wide.scrollWidth - wide.clientWidth, heading: d.querySelector('h1').innerText,
+          }) + ' END';
+        };
+        </script>""",
+        encoding="utf-8",
+    )
+    options = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--hide-scrollbars", "--window-size=1280,3000", f"--user-data-dir={tmp_path / 'profile'}",
+    ]  # fmt: skip
+    with served(page.parent) as address:
+        done = subprocess.run(
+            [*options, "--virtual-time-budget=20000", "--dump-dom", f"{address}/probe.html"],
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    found = re.search(r"RESULT (\{.*?\}) END", done.stdout)
+    assert found, done.stdout[-2000:] + done.stderr[-2000:]
+    result = json.loads(found[1])
+    similarity_maps = sum(moment.result.view.similarity is not None for moment in moments)
+    assert result["images"] == result["shown"] == len(moments) + similarity_maps
+    assert result["charts"] == 2
+    assert result["overflow"] <= 0
+    assert result["heading"] == verdict(run)
+
+    shot = tmp_path / "shot.png"
+    subprocess.run(
+        [*options, f"--screenshot={shot}", page.as_uri()],
+        capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    pixels = np.asarray(Image.open(shot).convert("RGB"), np.int64)
+    assert pixels.shape[:2] == (3000, 1280)
+    # The tint and the outlines are there to be seen, and in every third of the page is something.
+    orange = (pixels[..., 0] - pixels[..., 2] > 90).mean()
+    cyan = (np.abs(pixels - np.array(OUTLINE)).max(-1) < 40).sum()
+    assert orange > 0.01
+    assert cyan > 1000
+    for third in np.array_split(pixels, 3):
+        assert third.std() > 5

@@ -1,0 +1,412 @@
+"""The `stc` command: what it prints, what it writes, and one line for all that is wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import stc_kernels
+from stc_stream.cacher import CacherConfig
+from stc_stream.comparison import StreamComparison, load_tower, summarise
+from stc_stream.pruner import PrunerConfig, TokenPruner
+from stc_stream.report.document import stream_schema
+from stc_stream.video import open_video
+
+from .conftest import Outcome
+
+Stc = Callable[..., Outcome]
+
+
+def test_a_stream_prints_a_table_and_writes_both_files(
+    stc: Stc, tiny_model: Path, video: Path, tmp_path: Path
+) -> None:
+    report, document = tmp_path / "new" / "report", tmp_path / "numbers.json"
+    outcome = stc("stream", video, "--model", tiny_model, "--report", report, "--json", document)
+    assert outcome.code == 0
+    assert outcome.err == ""
+    for words in ("ViT dense", "ViT compressed", "reduction", "tokens recomputed", "tokens kept"):
+        assert words in outcome.out
+    assert "STC saved" in outcome.out or "STC lost" in outcome.out
+    assert max(map(len, outcome.out.splitlines()[1:18])) <= 80
+    assert (report / "index.html").exists()
+    assert [path.name for path in report.iterdir()] == ["index.html"]
+    assert document.exists()
+
+
+def test_json_is_as_its_schema_says(
+    stc: Stc, tiny_model: Path, video: Path, tmp_path: Path
+) -> None:
+    document = tmp_path / "numbers.json"
+    options = ("--model", tiny_model, "--refresh-interval", 3, "--tokens-per-frame", 5)
+    assert stc("stream", video, *options, "--fps", 2, "--json", document).code == 0
+    numbers = json.loads(document.read_text())
+    jsonschema.Draft202012Validator.check_schema(stream_schema())
+    jsonschema.validate(numbers, stream_schema())
+    assert numbers["complete"]
+    assert numbers["source"] == {"name": "grey.mp4", "fps": 2}
+    assert numbers["config"]["cacher"]["refresh_interval"] == 3
+    assert [frame["index"] for frame in numbers["frames"]] == [0, 2, 4, 6]
+    assert [frame["refreshed"] for frame in numbers["frames"]] == [True, False, False, True]
+    assert {frame["tokens_kept"] for frame in numbers["frames"]} == {5}
+    dense = sum(frame["dense_ms"] for frame in numbers["frames"])
+    compressed = sum(frame["compressed_ms"] for frame in numbers["frames"])
+    assert numbers["summary"]["reduction"] == pytest.approx(1 - compressed / dense)
+    # The schema is closed: a field that it does not know is an error.
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**numbers, "more": 1}, stream_schema())
+
+
+def test_the_comparison_measures_what_a_plain_statement_does(
+    tiny_model: Path, sample: Path
+) -> None:
+    """Dense features, chosen patches and kept tokens against the tower and ops called by hand."""
+    frames = list(open_video(sample, frames=5))
+    tower = load_tower(str(tiny_model), device="cpu")
+    plain = load_tower(str(tiny_model), device="cpu")
+    pruner = TokenPruner(PrunerConfig.paper(tokens_per_frame=4))
+    config = CacherConfig(update_ratio=0.25, refresh_interval=2)
+    results = []
+    with StreamComparison(tower, config, PrunerConfig.paper(tokens_per_frame=4)) as comparison:
+        results = [comparison.step(frame) for frame in frames]
+    assert "forward" not in vars(tower.module.encoder)
+    for frame, result in zip(frames, results, strict=True):
+        pixels = plain.pixel_values(plain.square(frame.image))
+        with torch.no_grad():
+            dense = plain.module(pixels).last_hidden_state
+        numbers, view = result.numbers, result.view
+        assert numbers.refreshed == (frame.index % 2 == 0)
+        assert numbers.dense_ms > 0
+        assert numbers.compressed_ms > 0
+        if numbers.refreshed:
+            assert view.recomputed.min() == 1
+            assert view.similarity is None
+            assert numbers.cosine == pytest.approx(1, abs=1e-5)
+            assert numbers.tokens_recomputed == 16
+            kept = pruner(dense).index[0]
+            np.testing.assert_array_equal(np.flatnonzero(view.kept), kept.numpy())
+        else:
+            pruner(dense)
+            assert numbers.tokens_recomputed == pytest.approx(4)
+            assert view.recomputed.sum() == pytest.approx(4)
+            assert view.similarity is not None
+            assert numbers.cosine is not None
+            assert 0.5 < numbers.cosine < 1 + 1e-5
+
+
+def test_ratio_one_is_dense(tiny_model: Path, sample: Path) -> None:
+    tower = load_tower(str(tiny_model), device="cpu")
+    with StreamComparison(tower, CacherConfig(update_ratio=1.0, refresh_interval=9)) as comparison:
+        for frame in open_video(sample, frames=3):
+            numbers = comparison.step(frame).numbers
+            assert numbers.cosine_min == pytest.approx(1, abs=1e-5)
+
+
+def test_the_sample_has_one_cut_and_it_is_found(tiny_model: Path, sample: Path) -> None:
+    tower = load_tower(str(tiny_model), device="cpu")
+    with StreamComparison(tower) as comparison:
+        rows = [comparison.step(frame).numbers for frame in open_video(sample)]
+    assert summarise(rows, tower.tokens).scene_cuts == (25,)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(stc: Stc, tiny_model: Path, video: Path, dtype: str) -> None:
+    outcome = stc("stream", video, "--model", tiny_model, "--dtype", dtype, "--device", "cpu")
+    assert (outcome.code, outcome.err) == (0, "")
+
+
+def test_a_folder_of_images_streams(stc: Stc, tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shots"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (20 + number, 30), (50 * number, 9, 9)).save(folder / f"{number}.png")
+    outcome = stc("stream", folder, "--model", tiny_model)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "shots: 3 frames" in outcome.out
+
+
+def test_a_cut_video_streams_with_a_warning(
+    stc: Stc, tiny_model: Path, sample: Path, tmp_path: Path
+) -> None:
+    cut, document = tmp_path / "cut.mp4", tmp_path / "numbers.json"
+    cut.write_bytes(sample.read_bytes()[: sample.stat().st_size // 3])
+    outcome = stc("stream", cut, "--model", tiny_model, "--json", document)
+    assert outcome.code == 0
+    assert "warning: cut.mp4: the video is cut short: it ends at frame" in outcome.err
+    numbers = json.loads(document.read_text())
+    jsonschema.validate(numbers, stream_schema())
+    assert f"ends at frame {numbers['frames'][-1]['index']}" in numbers["warnings"][-1]
+
+
+def test_frames_that_make_no_number_are_null_in_json(
+    stc: Stc, tiny_model: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan = torch.full((1, 16, 32), torch.nan)
+    monkeypatch.setattr(StreamComparison, "_dense", lambda self, pixels: nan)
+    document = tmp_path / "numbers.json"
+    report = tmp_path / "report"
+    outcome = stc("stream", video, "--model", tiny_model, "--json", document, "--report", report)
+    assert outcome.code == 0
+    assert "not a number" in outcome.out
+    numbers = json.loads(document.read_text())
+    jsonschema.validate(numbers, stream_schema())
+    assert numbers["summary"]["cosine"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nothing.mp4",), "there is no file or folder nothing.mp4"),
+        ((__file__,), "is not a video that can be read"),
+        (("97",), "there is no camera 97"),
+        (("rtsp://127.0.0.1:1/x",), "connection refused"),
+        (("VIDEO", "--update-ratio", "0"), "'--update-ratio': 0.0 is not in the range 0<x<=1"),
+        (("VIDEO", "--update-ratio", "1.5"), "'--update-ratio': 1.5 is not in the range"),
+        (("VIDEO", "--update-ratio", "nan"), "--update-ratio must be in (0, 1], but is nan"),
+        (("VIDEO", "--refresh-interval", "0"), "'--refresh-interval': 0 is not in the range x>=1"),
+        (("VIDEO", "--tokens-per-frame", "0"), "'--tokens-per-frame': 0 is not in the range x>=1"),
+        (("VIDEO", "--tokens-per-frame", "17"), "--tokens-per-frame must be at most 16"),
+        (("VIDEO", "--frames", "0"), "'--frames': 0 is not in the range x>=1"),
+        (("VIDEO", "--frames", "some"), "'--frames': 'some' is not a valid integer"),
+        (("VIDEO", "--fps", "0"), "'--fps': 0.0 is not in the range x>0"),
+        (("VIDEO", "--fps", "nan"), "fps must be a number above 0"),
+        (("VIDEO", "--device", "toaster"), "--device must be auto, cpu, cuda or cuda:N"),
+        (("VIDEO", "--device", "cuda:99"), "--device 'cuda:99' is not there"),
+        (("VIDEO", "--dtype", "int8"), "'--dtype': 'int8' is not one of"),
+        (("VIDEO", "--report", "VIDEO"), "no report can be written to"),
+        (("VIDEO", "--report", "VIDEO/deeper"), "no report can be written to"),
+        (("VIDEO", "--report", "/proc/report"), "no report can be written to"),
+        (("VIDEO", "--json", "FOLDER"), "it is a folder"),
+        (("VIDEO", "--json", "FOLDER/nowhere/x.json"), "there is no folder"),
+        (("VIDEO", "VIDEO"), "unexpected extra argument"),
+        (("VIDEO", "--no-such-option"), "No such option"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_two(
+    stc: Stc, tiny_model: Path, video: Path, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    real = [
+        word.replace("VIDEO", str(video)).replace("FOLDER", str(tmp_path)) for word in arguments
+    ]
+    outcome = stc("stream", *real, "--model", tiny_model)
+    assert outcome.code == 2
+    assert words in outcome.err
+    assert outcome.err.startswith("stc: ")
+    assert outcome.err.count("\n") == 1
+    assert "ViT" not in outcome.out
+
+
+@pytest.mark.parametrize("arguments", [("nothing",), ("stream", "-z"), ("--bad",)])
+def test_bad_commands_are_one_line(stc: Stc, arguments: tuple[str, ...]) -> None:
+    outcome = stc(*arguments)
+    assert (outcome.code, outcome.err.count("\n"), outcome.out) == (2, 1, "")
+
+
+def test_a_file_name_with_a_line_break_stays_one_line(stc: Stc, tmp_path: Path) -> None:
+    outcome = stc("stream", tmp_path / "two\nlines.mp4")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+
+
+def test_an_unknown_model_and_a_text_model(stc: Stc, video: Path, tmp_path: Path) -> None:
+    outcome = stc("stream", video, "--model", tmp_path)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "there is no model" in outcome.err
+    (tmp_path / "config.json").write_text('{"model_type": "siglip_text_model"}')
+    outcome = stc("stream", video, "--model", tmp_path)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "has no vision tower" in outcome.err
+
+
+def test_a_video_without_one_good_frame(
+    stc: Stc, tiny_model: Path, sample: Path, tmp_path: Path
+) -> None:
+    header = tmp_path / "header.mp4"
+    header.write_bytes(sample.read_bytes()[:3000])
+    outcome = stc("stream", header, "--model", tiny_model)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "header.mp4: not one frame could be decoded" in outcome.err
+
+
+def test_no_room_for_the_report_is_said_before_the_run(
+    stc: Stc, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 10, 2**20))
+    outcome = stc("stream", video, "--report", tmp_path / "report")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "only 1.0 MiB are free" in outcome.err
+
+
+def test_a_disk_that_fills_up_during_the_run(tiny_model: Path, video: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "index.html").write_text("the page before")
+    limit = 20_000
+    done = subprocess.run(
+        [sys.executable, "-m", "stc_stream.cli", "stream", str(video), "--model", str(tiny_model),
+         "--report", str(report)],
+        capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "the report could not be written to" in done.stderr
+    assert "ViT dense" in done.stdout
+    assert (report / "index.html").read_text() == "the page before"
+    assert len(list(report.iterdir())) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_json_onto_a_full_disk(stc: Stc, tiny_model: Path, video: Path) -> None:
+    outcome = stc("stream", video, "--model", tiny_model, "--json", "/dev/full")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "no space left" in outcome.err
+
+
+def test_missing_packages_are_named(stc: Stc, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *rest: None if name in ("av", "PIL") else found(name, *rest),
+    )
+    outcome = stc("stream", video)
+    assert outcome.code == 2
+    assert outcome.err == (
+        "stc: stc stream needs packages that are not installed (av, pillow): "
+        "pip install 'stc-kernels[video]'\n"
+    )
+
+
+def test_not_enough_memory_is_one_line(
+    stc: Stc, tiny_model: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: StreamComparison, frame: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
+
+    monkeypatch.setattr(StreamComparison, "step", step)
+    outcome = stc("stream", video, "--model", tiny_model)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "not enough memory" in outcome.err
+
+
+def test_ctrl_c_leaves_what_there_is(tiny_model: Path, tmp_path: Path) -> None:
+    folder, report, document = tmp_path / "shots", tmp_path / "report", tmp_path / "numbers.json"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "0.png")
+    for number in range(1, 20_000):
+        (folder / f"{number}.png").symlink_to(folder / "0.png")
+    command = [sys.executable, "-m", "stc_stream.cli", "stream", str(folder), "--model",
+               str(tiny_model), "--report", str(report), "--json", str(document)]  # fmt: skip
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        # The first line comes when the frames begin.
+        assert "shots through" in process.stdout.readline()
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        out, err = process.stdout.read(), process.stderr.read()
+        code = process.wait(60)
+    assert code == 0, err
+    assert "Traceback" not in err
+    assert "warning: stopped at frame" in err
+    assert "ViT dense" in out
+    numbers = json.loads(document.read_text())
+    jsonschema.validate(numbers, stream_schema())
+    assert not numbers["complete"]
+    assert 0 < len(numbers["frames"]) < 20_000
+    assert "stopped before the end" in (report / "index.html").read_text()
+
+
+def test_ctrl_c_before_the_first_frame_is_one_line(
+    stc: Stc, tiny_model: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: StreamComparison, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StreamComparison, "step", step)
+    outcome = stc("stream", video, "--model", tiny_model)
+    assert outcome.code == 2
+    assert outcome.err.strip() == "stc: stopped before there was anything to report"
+
+
+def test_a_reader_that_has_gone_is_no_traceback() -> None:
+    command = f"{sys.executable} -m stc_stream.cli stream --help | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), ["stream", "info", "--version"]),
+        (("--help",), ["stream", "info", "--version"]),
+        (("stream", "--help"), ["VIDEO", "--model", "--update-ratio", "--refresh-interval",
+         "--tokens-per-frame", "--frames", "--fps", "--device", "--dtype", "--report", "--json"]),
+        (("info", "--help"), ["Show versions"]),
+    ],
+)  # fmt: skip
+def test_help(stc: Stc, arguments: tuple[str, ...], words: list[str]) -> None:
+    outcome = stc(*arguments)
+    assert (outcome.code, outcome.err) == (0, "")
+    for word in words:
+        assert word in outcome.out
+
+
+def test_version(stc: Stc) -> None:
+    assert stc("--version") == Outcome(0, f"stc {stc_kernels.__version__}\n", "")
+
+
+def test_info_tells_what_each_op_runs_on(stc: Stc) -> None:
+    outcome = stc("info")
+    assert (outcome.code, outcome.err) == (0, "")
+    for word in ("torch", "transformers", "triton", "compiled code", "GPUs", "CPU features"):
+        assert word in outcome.out
+    for op in ("select_dynamic", "prune_tokens", "merge_tokens", "quiet_channels"):
+        assert op in outcome.out
+    assert stc_kernels.implementation("select_dynamic") in outcome.out
+
+
+def test_info_says_when_nothing_was_compiled(stc: Stc, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = {"extension": False, "torch": "", "compiler": "", "isas": ()}
+    monkeypatch.setattr(stc_kernels, "build_info", lambda: built)
+    assert "no: the ops run their naive definitions" in stc("info").out
+
+
+def test_nothing_heavy_is_imported_for_help_or_a_missing_file() -> None:
+    code = (
+        "import sys; from stc_stream.cli import main; main(['stream', '--help']);"
+        "main(['stream', 'nothing.mp4']); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+def test_every_field_of_the_json_is_documented() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "json.md").read_text(encoding="utf-8")
+
+    def names(part: object) -> set[str]:
+        if not isinstance(part, dict):
+            return set()
+        nested = (names(value) for value in part.values())
+        return set(part.get("properties", {})).union(*nested)
+
+    fields = names(stream_schema())
+    assert "cosine_lowest_token" in fields
+    assert [field for field in sorted(fields) if f"`{field}`" not in page] == []
