@@ -116,6 +116,22 @@ def test_paused_is_dense_and_leaves_no_trace(make_tower, make_clip):
         assert not torch.allclose(features(tower, clip[2:3]), dense[2:3], atol=1e-3)
 
 
+def test_paused_inside_a_forward_is_dense(make_tower, make_clip):
+    tower, clip, seen = make_tower(), make_clip(2), []
+    dense = features(tower, clip)
+    with attach_cacher(tower) as cacher:
+        features(tower, clip[:1])
+
+        def look(module, inputs):
+            hook.remove()
+            with cacher.paused():
+                seen.append(features(tower, clip))
+
+        hook = tower.encoder.layers[1].layer_norm2.register_forward_pre_hook(look)
+        features(tower, clip[1:])
+    assert torch.equal(seen[0], dense)
+
+
 def test_names_must_match_the_rows(make_tower, make_clip):
     tower = make_tower()
     with attach_cacher(tower) as cacher:

@@ -119,6 +119,7 @@ def stated(
         PrunerConfig.released(keep_ratio=0.4, channel_keep_ratio=0.3),
         PrunerConfig.paper(),
         PrunerConfig.paper(tokens_per_frame=5, alpha=0.8),
+        PrunerConfig.paper(alpha=1.0),
         PrunerConfig.paper(keep_ratio=0.3, window=3),
         PrunerConfig.paper(keep_ratio=0.3, window=1),
         PrunerConfig(strategy="gaussian", tokens_per_frame=6),

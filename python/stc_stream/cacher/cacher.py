@@ -241,8 +241,9 @@ class Cacher:
         return output
 
     def _run_layer(self, number: int, *args: Any, **kwargs: Any) -> Any:
-        batch = self._scope().batch
-        if batch is None:
+        scope = self._scope()
+        batch = scope.batch
+        if batch is None or scope.paused:
             return self._layers_densely[number](*args, **kwargs)
         x = args[0] if args else kwargs["hidden_states"]
         if batch.rows == 0:
