@@ -13,7 +13,7 @@ BENCH_ARGS ?=
 SOURCES := $(shell find csrc build_backend -name '*.cpp' -o -name '*.h' -o -name '*.py') setup.py
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h')
 
-.PHONY: help demo test lint format bench clean distclean
+.PHONY: help demo test lint format bench sanitize clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -38,6 +38,9 @@ format: $(VENV)/installed-dev  ## let ruff and clang-format rewrite the sources
 
 bench: $(VENV)/installed-dev  ## run the benchmarks
 	$(BIN)/python -m pytest benchmarks $(BENCH_ARGS)
+
+sanitize: $(VENV)/installed-dev  ## run the ops' tests on kernels built with ASan and UBSan
+	tests/sanitize.sh $(BIN)/python
 
 clean:  ## remove what was built, keep the environment
 	rm -rf build dist *.egg-info report $(VENV)/installed

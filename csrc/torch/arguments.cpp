@@ -23,9 +23,8 @@ std::vector<int64_t> shape_of(const Tensor& tensor) {
 bool requires_grad(const Tensor& tensor) {
   if (!aoti_torch_grad_mode_is_enabled()) return false;
   StableIValue stack[1] = {torch::stable::detail::from(tensor)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::alias", "", stack, TORCH_ABI_VERSION));
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::is_leaf", "", stack, TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::alias", "", stack, TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::is_leaf", "", stack, TORCH_ABI_VERSION));
   return !torch::stable::detail::to<bool>(stack[0]);
 }
 

@@ -1,0 +1,4 @@
+EXTENSION: bool
+TORCH_VERSION: str
+COMPILER: str
+ISAS: tuple[str, ...]
