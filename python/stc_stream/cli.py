@@ -142,8 +142,10 @@ def stream(
         source = video if video is not None else str(stack.enter_context(_sample()))
         try:
             opened = open_video(source, fps=fps, frames=frames, warn=warnings.append)
-        except (VideoError, ValueError) as error:
+        except VideoError as error:
             _fail(str(error))
+        except ValueError as error:
+            _fail(_as_option(str(error)))
         stack.enter_context(opened)
 
         comparison = _comparison(

@@ -183,7 +183,7 @@ def test_frames_that_make_no_number_are_null_in_json(
         (("VIDEO", "--frames", "0"), "'--frames': 0 is not in the range x>=1"),
         (("VIDEO", "--frames", "some"), "'--frames': 'some' is not a valid integer"),
         (("VIDEO", "--fps", "0"), "'--fps': 0.0 is not in the range x>0"),
-        (("VIDEO", "--fps", "nan"), "fps must be a number above 0"),
+        (("VIDEO", "--fps", "nan"), "--fps must be a number above 0"),
         (("VIDEO", "--device", "toaster"), "--device must be auto, cpu, cuda or cuda:N"),
         (("VIDEO", "--device", "cuda:99"), "--device 'cuda:99' is not there"),
         (("VIDEO", "--dtype", "int8"), "'--dtype': 'int8' is not one of"),
