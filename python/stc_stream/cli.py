@@ -319,7 +319,7 @@ def _show(run: StreamRun, console: Console) -> None:
         console.print(
             "The weights are random: latency is a trained tower's, the cosine is not.", style="dim"
         )
-    console.print(verdict(run), style="bold", highlight=False)
+    console.print(verdict(run), style="bold", highlight=False, soft_wrap=True)
     sys.stdout.flush()
     for warning in run.warnings:
         _say(f"warning: {run.source}: {warning}")
