@@ -1,0 +1,167 @@
+"""The results that are kept: what runs of `pytest benchmarks` came to, on one machine."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.timers import Times
+
+_ABOUT = ("op", "model", "frames", "tokens", "channels", "k", "dtype", "device", "default")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One benchmark's sides.
+
+    Attributes:
+        name: the test and its parameters.
+        kind: ``op``, ``overhead`` or ``tower``.
+        sides: seconds a call of each side, by name; ours is ``ours``, or ``op`` for an overhead.
+        about: op, model, sizes, dtype and device; for a tower what its test says of it.
+        bytes: fewest bytes the op can move; 0 if not an op.
+        read_bytes: bytes that one read reads.
+        copy_bytes: bytes that the copy reads and writes.
+    """
+
+    name: str
+    kind: str
+    sides: dict[str, Times]
+    about: dict[str, Any] = field(default_factory=dict)
+    bytes: int = 0
+    read_bytes: int = 0
+    copy_bytes: int = 0
+
+    def times_faster_than(self, side: str) -> float | None:
+        """Return the median of `side` over ours; None if that side was not timed."""
+        return self.sides[side].median / self.ours if side in self.sides else None
+
+    @property
+    def ours(self) -> float:
+        """Seconds a call of ours, the median."""
+        return self.sides["op" if self.kind == "overhead" else "ours"].median
+
+    @property
+    def reads(self) -> float:
+        """How often the op's inputs could have been read in our time."""
+        return self.ours / self.sides["read"].median
+
+    @property
+    def rate(self) -> float:
+        """Our bytes a second, of the fewest bytes."""
+        return self.bytes / self.ours
+
+    @property
+    def percent_of_read(self) -> float:
+        """Our bytes a second in percent of those of one read."""
+        return 100 * self.rate / (self.read_bytes / self.sides["read"].median)
+
+    @property
+    def percent_of_copy(self) -> float:
+        """Our bytes a second in percent of those of a copy, read and written."""
+        return 100 * self.rate / (self.copy_bytes / self.sides["copy"].median)
+
+    @property
+    def overhead(self) -> float:
+        """Seconds of a call on almost nothing over a call of an op that does nothing."""
+        return self.ours - self.sides["empty"].median
+
+
+@dataclass(frozen=True)
+class Results:
+    """All results of a machine, with what was used to get them."""
+
+    machine: dict[str, Any]
+    runs: int
+    note: str
+    command: str
+    results: tuple[Result, ...]
+
+    def save(self, path: Path) -> None:
+        """Write them as JSON, three significant digits of a time being more than it holds."""
+        content = asdict(self)
+        for result in content["results"]:
+            for side in result["sides"].values():
+                for name in ("median", "low", "high", "best"):
+                    side[name] = float(f"{side[name]:.4g}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> Results:
+    """Read what `Results.save` wrote."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    results = []
+    for result in content.pop("results"):
+        sides = {name: Times(**side) for name, side in result.pop("sides").items()}
+        results.append(Result(sides=sides, **result))
+    return Results(results=tuple(results), **content)
+
+
+def from_runs(paths: Sequence[Path], note: str = "", command: str = "") -> Results:
+    """Read one or more JSON files of pytest-benchmark; of several runs the medians are kept.
+
+    Args:
+        paths: files written by ``pytest benchmarks --benchmark-json``, of one machine.
+        note: what a reader should know about the circumstances.
+        command: how to run them again.
+    """
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    by_name: dict[str, list[Result]] = {}
+    for run in runs:
+        for benchmark in run["benchmarks"]:
+            result = _result(benchmark)
+            by_name.setdefault(result.name, []).append(result)
+    merged = tuple(_merged(results) for results in by_name.values())
+    machine = dict(runs[0]["machine_info"])
+    for load_at in ("load_at_start", "load_at_end"):
+        machine[load_at] = [run["machine_info"].get(load_at) for run in runs]
+    return Results(machine, len(runs), note, command, merged)
+
+
+def _result(benchmark: dict[str, Any]) -> Result:
+    extra = benchmark["extra_info"]
+    name = benchmark["name"].removeprefix("test_op[").removeprefix("test_").rstrip("]")
+    if "sides" not in extra:
+        return _tower(name, benchmark)
+    sizes = {key: extra.get(key, 0) for key in ("bytes", "read_bytes", "copy_bytes")}
+    about = {key: extra[key] for key in _ABOUT if key in extra}
+    sides = {side: Times(**times) for side, times in extra["sides"].items()}
+    return Result(name, extra["kind"], sides, about, **sizes)
+
+
+def _tower(name: str, benchmark: dict[str, Any]) -> Result:
+    # Its test keeps the dense side's median alone; ours has all of pytest-benchmark's statistics.
+    extra, stats = dict(benchmark["extra_info"]), benchmark["stats"]
+    rounds = stats["rounds"]
+    ours = Times(stats["median"], stats["q1"], stats["q3"], stats["min"], rounds, 1)
+    dense = extra.pop("dense_ms") / 1000
+    sides = {"ours": ours, "dense": Times(*[dense] * 4, rounds=rounds, calls=1)}
+    return Result(name, "tower", sides, extra)
+
+
+def _merged(results: list[Result]) -> Result:
+    first = results[0]
+    sides = {name: _merged_times([run.sides[name] for run in results]) for name in first.sides}
+    return Result(
+        first.name,
+        first.kind,
+        sides,
+        first.about,
+        first.bytes,
+        first.read_bytes,
+        first.copy_bytes,
+    )
+
+
+def _merged_times(runs: list[Times]) -> Times:
+    def middle(name: str) -> float:
+        return statistics.median(getattr(run, name) for run in runs)
+
+    best = min(run.best for run in runs)
+    rounds = sum(run.rounds for run in runs)
+    return Times(middle("median"), middle("low"), middle("high"), best, rounds, runs[0].calls)

@@ -1,0 +1,71 @@
+"""What a call costs beside its arithmetic: each op on two tokens of eight channels.
+
+Held against an op of ours that does nothing but return a short string (`_instruction_set`): the
+same dispatcher, the same boxing, no tensor in or out. So the difference also holds the checks of
+the arguments and the making of the results; `torch.empty` is timed beside them for scale. On a GPU
+it is the CPU's time until the call returns, launches included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+
+import stc_kernels
+from benchmarks.cases import Case, check, make_inputs
+from benchmarks.timers import PerCall, Side, Times, Turns, WallClock
+
+OPS = (
+    "patch_similarity",
+    "select_dynamic",
+    "gather_tokens",
+    "merge_tokens",
+    "merge_tokens_norm",
+    "layer_norm_gather",
+    "quiet_channels",
+    "anchor_scores",
+    "topk_gather",
+    "prune_tokens",
+)
+CLOCK = PerCall(WallClock())
+
+
+@pytest.mark.benchmark(timer=CLOCK, group="overhead")
+@pytest.mark.parametrize("op", OPS)
+@torch.no_grad()
+def test_overhead(benchmark: Any, op: str, device: str, seconds: float) -> None:
+    case = Case(op, "tiny", frames=1, tokens=2, channels=8, k=1, dtype="float32")
+    inputs = make_inputs(case, device)
+    raw, public = getattr(torch.ops.stc_kernels, op).default, getattr(stc_kernels, op)
+    empty = torch.ops.stc_kernels._instruction_set.default
+    check(case, inputs, raw(*inputs.ours))
+    sides: dict[str, Side] = {
+        "op": lambda: raw(*inputs.ours),
+        "function": lambda: public(*inputs.ours),
+        "empty": lambda: empty(),
+        "allocate": lambda: torch.empty(8, device=device),
+    }
+    turns = Turns(sides, CLOCK.clock)
+    rounds = turns.rounds(seconds / 4, 20, 60)
+    CLOCK.count = turns.calls["op"]
+
+    def run() -> None:
+        for _ in range(CLOCK.count):
+            raw(*inputs.ours)
+
+    def let_the_others_go_first() -> None:
+        turns.lap(["function", "empty", "allocate"])
+
+    benchmark.pedantic(run, setup=let_the_others_go_first, rounds=rounds, warmup_rounds=1)
+    if benchmark.stats is None:
+        return
+    times = turns.times(rounds) | {"op": Times.of(benchmark.stats.stats.data, CLOCK.count)}
+    benchmark.extra_info |= asdict(case) | {
+        "kind": "overhead",
+        "device": device,
+        "overhead_us": 1e6 * (times["op"].median - times["empty"].median),
+        "sides": {name: asdict(side) for name, side in times.items()},
+    }
