@@ -50,6 +50,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'stc_kernels' has no attribute '{name}'")
     import importlib
 
+    # First torch, whose import registers the ops: nothing of ours may be half imported then.
+    importlib.import_module("torch")
     home = "stc_kernels._registry" if name == "implementation" else f"stc_kernels.ops.{name}"
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value

@@ -127,6 +127,14 @@ def test_registered_whichever_is_imported_first(first):
     assert out.strip() == "tensor([[0, 1]])"
 
 
+@pytest.mark.parametrize("name", ["prune_tokens", "build_info", "implementation"])
+def test_public_names_are_there_without_importing_torch(name):
+    code = f"import stc_kernels; assert callable(stc_kernels.{name})"
+    if name == "implementation":
+        code += "; stc_kernels.implementation('prune_tokens')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_importing_starts_neither_torch_nor_a_gpu():
     code = "import stc_kernels, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
