@@ -22,7 +22,8 @@ from benchmarks.results import Result, Results, from_runs
 from benchmarks.targets import misses, verdicts
 
 _COLUMNS = (
-    *("op", "model", "F", "dtype", "ours ms", "× eager", "× compiled"),
+    *("op", "model", "F", "dtype", "ours ms"),
+    *("× eager", "× compiled", "× lean", "× lean compiled"),
     *("reads", "GB/s", "% of read", "% of copy"),
 )
 _TEXT_COLUMNS = 4
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"report: no such file: {', '.join(missing)}", file=sys.stderr)
         return 2
     results = from_runs(options.runs, options.note, options.command)
-    Console(width=None if sys.stdout.isatty() else 120).print(table(results))
+    Console(width=None if sys.stdout.isatty() else 150).print(table(results))
     print(summary(results))
     if options.save is not None:
         results.save(options.save.with_name(options.save.name + ".json"))
@@ -154,6 +155,8 @@ def _op_rows(results: Results) -> Iterable[tuple[str, ...]]:
                 f"{1e3 * result.ours:.3g}",
                 _times(result, "eager"),
                 _times(result, "compiled"),
+                _times(result, "lean"),
+                _times(result, "lean_compiled"),
                 f"{result.reads:.2f}",
                 f"{result.rate / 1e9:.1f}",
                 f"{result.percent_of_read:.0f}",
@@ -166,7 +169,7 @@ def _overhead_rows(results: Results) -> Iterable[tuple[str, ...]]:
         if result.kind == "overhead":
             over = f"{1e6 * result.overhead:.1f} µs over an empty op"
             op, dtype = result.about["op"], result.about["dtype"]
-            yield op, over, "1", dtype, f"{1e3 * result.ours:.3g}", *[""] * 6
+            yield op, over, "1", dtype, f"{1e3 * result.ours:.3g}", *[""] * (len(_COLUMNS) - 5)
 
 
 def _tower_rows(results: Results) -> Iterable[tuple[str, ...]]:
@@ -174,7 +177,14 @@ def _tower_rows(results: Results) -> Iterable[tuple[str, ...]]:
         if result.kind == "tower":
             ratio, cap = result.times_faster_than("dense"), result.about["cap"]
             dense = f"{ratio:.2f} × dense, cap {cap:.2f}"
-            yield result.name, dense, "", "", f"{1e3 * result.ours:.4g}", *[""] * 6
+            yield (
+                result.name,
+                dense,
+                "",
+                "",
+                f"{1e3 * result.ours:.4g}",
+                *[""] * (len(_COLUMNS) - 5),
+            )
 
 
 def _overhead_cells(result: Result) -> tuple[str, ...]:
@@ -202,9 +212,10 @@ def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[
 def _explanation() -> list[str]:
     return [
         "",
-        "× eager and × compiled: their median over ours. reads: our time over that of summing the "
-        "op's inputs. GB/s: the fewest bytes that the op can move over our time, also in percent "
-        "of the rate of that sum and of a copy's (read and written).",
+        "× eager, × compiled: their median over ours; × lean: the same for a version that makes "
+        "fewer passes (`benchmarks/eager.py`). reads: our time over that of summing the op's "
+        "inputs. GB/s: the fewest bytes that the op can move over our time, also in percent of the "
+        "rate of that sum and of a copy's (read and written).",
     ]
 
 

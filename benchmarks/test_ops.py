@@ -1,5 +1,6 @@
 """Each op against the same thing in plain PyTorch, eager and compiled, in turns in one process.
 
+Where an op takes a cosine there is a lean version too, eager and compiled (`benchmarks.eager`).
 Beside them the limit: one read of the op's inputs (`x.sum()`) and one copy of its largest. A side
 whose result is wrong is not timed: the test fails. Compilation is not counted.
 """
@@ -7,6 +8,7 @@ whose result is wrong is not timed: the test fails. Compilation is not counted.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -60,14 +62,11 @@ def test_op(benchmark: Any, case: Case, clock: PerCall, device: str, seconds: fl
 def _checked_sides(case: Case, inputs: Inputs) -> tuple[dict[str, Side], dict[str, str]]:
     """Return the sides that give the right result, and what could not be compiled here."""
     op = getattr(torch.ops.stc_kernels, case.op).default
-    composition = getattr(eager, case.op)
     torch.compiler.reset()
-    compiled = torch.compile(composition, dynamic=False, fullgraph=True)
-    sides: dict[str, Side] = {
-        OURS: lambda: op(*inputs.ours),
-        "eager": lambda: composition(*inputs.eager),
-        "compiled": lambda: compiled(*inputs.eager),
-    }
+    sides: dict[str, Side] = {OURS: lambda: op(*inputs.ours)}
+    sides |= _pytorch("eager", "compiled", getattr(eager, case.op), inputs)
+    if case.op in eager.LEAN:
+        sides |= _pytorch("lean", "lean_compiled", eager.LEAN[case.op], inputs)
     left_out = {}
     for name, side in list(sides.items()):
         try:
@@ -79,6 +78,16 @@ def _checked_sides(case: Case, inputs: Inputs) -> tuple[dict[str, Side], dict[st
             continue
         check(case, inputs, result)
     return sides, left_out
+
+
+def _pytorch(
+    name: str, compiled_name: str, composition: Callable[..., object], inputs: Inputs
+) -> dict[str, Side]:
+    compiled = torch.compile(composition, dynamic=False, fullgraph=True)
+    return {
+        name: lambda: composition(*inputs.eager),
+        compiled_name: lambda: compiled(*inputs.eager),
+    }
 
 
 def _limits(inputs: Inputs) -> dict[str, Side]:
