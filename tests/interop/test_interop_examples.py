@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ def test_every_example_is_tested():
         "cupy_select.py",
         "jax_prune.py",
         "numpy_gate.py",
+        "onnx_pruner.py",
     }
 
 
@@ -66,3 +68,12 @@ def test_cupy_select():
         "cupy: tokens 100 to 119 changed",
         "20 of 729 tokens are recomputed",
     ]
+
+
+def test_onnx_pruner():
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    for frames, line in zip((1, 8), run("onnx_pruner.py")[-2:], strict=True):
+        found = re.fullmatch(rf"{frames} frames: kept \({frames}, 64, 256\), (\d+)% .*", line)
+        # Two scores equal but for rounding may change places.
+        assert found and int(found[1]) >= 98, line
