@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,20 @@ from torch import Tensor
 from benchmarks.shapes import FRAMES, LLM_WIDTHS, PRUNER_KEPT, PRUNER_TOKENS, SIGLIP_SO400M, TOWERS
 from stc_kernels.testing import naive, score_tolerance
 
+Check = Callable[[Any], None]
 UPDATE_RATIO = 0.25
 DTYPES = ("float32", "bfloat16")
+_CACHER_OPS = (
+    "patch_similarity",
+    "select_dynamic",
+    "gather_tokens",
+    "merge_tokens",
+    "merge_tokens_norm",
+    "layer_norm_gather",
+)
+_PRUNER_OPS = ("quiet_channels", "anchor_scores", "topk_gather", "prune_tokens")
+OPS = _CACHER_OPS + _PRUNER_OPS
+"""Every op."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,7 @@ def all_cases() -> list[Case]:
                     size = (PRUNER_TOKENS, width, PRUNER_KEPT)
                     default = width == max(LLM_WIDTHS.values()) and _is_default(op, frames)
                     cases.append(Case(op, model, frames, *size, dtype, default))
-    return sorted(cases, key=lambda case: (_OPS.index(case.op), case.model, case.dtype))
+    return sorted(cases, key=lambda case: (OPS.index(case.op), case.model, case.dtype))
 
 
 def make_inputs(case: Case, device: str = "cpu", seed: int = 0) -> Inputs:
@@ -86,30 +99,21 @@ def make_inputs(case: Case, device: str = "cpu", seed: int = 0) -> Inputs:
     return inputs
 
 
-def check(case: Case, inputs: Inputs, result: Any) -> None:
-    """Raise AssertionError unless a side's `result` is the op's answer.
+def make_check(case: Case, inputs: Inputs) -> Check:
+    """Return what raises AssertionError unless a side's result is the op's answer.
 
     Choices are judged by the definition's own scores: where those tell two tokens apart by less
     than float32 sums in another order may differ, either token is right.
     """
-    {
+    maker = {
         "select_dynamic": _check_select,
         "quiet_channels": _check_quiet,
         "topk_gather": _check_topk,
         "prune_tokens": _check_prune,
-    }.get(case.op, _check_close)(case, inputs, result)
+    }.get(case.op, _check_close)
+    return maker(case, inputs)
 
 
-_CACHER_OPS = (
-    "patch_similarity",
-    "select_dynamic",
-    "gather_tokens",
-    "merge_tokens",
-    "merge_tokens_norm",
-    "layer_norm_gather",
-)
-_PRUNER_OPS = ("quiet_channels", "anchor_scores", "topk_gather", "prune_tokens")
-_OPS = _CACHER_OPS + _PRUNER_OPS
 # Those that performance.md sets a target for; of the others one size is enough to see a regression.
 _OPS_WITH_TARGETS = (
     "select_dynamic",
@@ -231,46 +235,61 @@ class _Maker:
         return (self._chosen + 2 * reused + self._all) * self._token + 4 * self._all
 
 
-def _check_select(case: Case, inputs: Inputs, result: tuple[Tensor, Tensor]) -> None:
+def _check_select(case: Case, inputs: Inputs) -> Check:
     current, reference, k = inputs.ours
-    index, slot = result
-    similarity = naive("patch_similarity")(current, reference)
-    _assert_chosen(index, -similarity, k, score_tolerance(case.channels)["atol"])
-    expected = torch.full_like(slot, -1)
-    places = torch.arange(k, dtype=torch.int32, device=slot.device)
-    expected.scatter_(1, index, places.expand_as(index))
-    assert torch.equal(slot, expected), "slot does not say where the tokens are in index"
+    worth = -naive("patch_similarity")(current, reference)
+
+    def check(result: tuple[Tensor, Tensor]) -> None:
+        index, slot = result
+        _assert_chosen(index, worth, k, score_tolerance(case.channels)["atol"])
+        expected = torch.full_like(slot, -1)
+        places = torch.arange(k, dtype=torch.int32, device=slot.device)
+        expected.scatter_(1, index, places.expand_as(index))
+        assert torch.equal(slot, expected), "slot does not say where the tokens are in index"
+
+    return check
 
 
-def _check_topk(case: Case, inputs: Inputs, result: tuple[Tensor, Tensor]) -> None:
+def _check_topk(case: Case, inputs: Inputs) -> Check:
     tokens, scores, k = inputs.ours
-    _assert_kept(tokens, *result)
-    _assert_chosen(result[1], scores, k, 0.0)
+
+    def check(result: tuple[Tensor, Tensor]) -> None:
+        _assert_kept(tokens, *result)
+        _assert_chosen(result[1], scores, k, 0.0)
+
+    return check
 
 
-def _check_prune(case: Case, inputs: Inputs, result: tuple[Tensor, Tensor]) -> None:
+def _check_prune(case: Case, inputs: Inputs) -> Check:
     tokens, k, anchor = inputs.ours
-    _assert_kept(tokens, *result)
     scores = naive("anchor_scores")(tokens, anchor)
-    _assert_chosen(result[1], scores, k, score_tolerance(case.channels)["atol"])
+
+    def check(result: tuple[Tensor, Tensor]) -> None:
+        _assert_kept(tokens, *result)
+        _assert_chosen(result[1], scores, k, score_tolerance(case.channels)["atol"])
+
+    return check
 
 
-def _check_quiet(case: Case, inputs: Inputs, result: Tensor) -> None:
+def _check_quiet(case: Case, inputs: Inputs) -> Check:
     tokens, keep = inputs.ours
     variance = tokens.flatten(0, 1).double().var(0, correction=0)
-    assert result.shape == (keep,) and result.unique().numel() == keep
-    torch.testing.assert_close(
-        variance[result], variance.sort().values[:keep], rtol=1e-4, atol=1e-5
-    )
+    expected = variance.sort().values[:keep]
+
+    def check(result: Tensor) -> None:
+        assert result.shape == (keep,) and result.unique().numel() == keep
+        torch.testing.assert_close(variance[result], expected, rtol=1e-4, atol=1e-5)
+
+    return check
 
 
-def _check_close(case: Case, inputs: Inputs, result: Any) -> None:
+def _check_close(case: Case, inputs: Inputs) -> Check:
     expected = naive(case.op)(*inputs.ours)
-    if case.op == "patch_similarity" or case.op == "anchor_scores":
+    if case.op in ("patch_similarity", "anchor_scores"):
         tolerance = score_tolerance(case.channels)
     else:
         tolerance = {"rtol": 1.6e-2, "atol": 1.6e-2} if case.dtype == "bfloat16" else {}
-    torch.testing.assert_close(result, expected, **tolerance)
+    return lambda result: torch.testing.assert_close(result, expected, **tolerance)
 
 
 def _assert_kept(tokens: Tensor, kept: Tensor, index: Tensor) -> None:

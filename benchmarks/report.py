@@ -104,7 +104,12 @@ def draw(results: Results, path: Path) -> None:
     dtypes = list(dict.fromkeys(r.about["dtype"] for r in shown))
     height = 0.8 + 0.34 * max(sum(r.about["dtype"] == d for r in shown) for d in dtypes)
     figure, axes = pyplot.subplots(
-        1, len(dtypes), figsize=(5.2 * len(dtypes), height), sharex=True, squeeze=False
+        1,
+        len(dtypes),
+        figsize=(5.6 * len(dtypes), height),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
     )
     for axis, dtype in zip(axes[0], dtypes, strict=True):
         rows = [r for r in shown if r.about["dtype"] == dtype]
@@ -124,7 +129,6 @@ def draw(results: Results, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].legend(loc="lower right", fontsize=8, frameon=False)
     figure.suptitle(_title(results), fontsize=10)
-    figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"Date": None} if path.suffix == ".svg" else {}
     figure.savefig(path, metadata=metadata, dpi=150)

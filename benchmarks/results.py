@@ -125,10 +125,12 @@ def from_runs(paths: Sequence[Path], note: str = "", command: str = "") -> Resul
 
 def _result(benchmark: dict[str, Any]) -> Result:
     extra = benchmark["extra_info"]
-    name = benchmark["name"].removeprefix("test_op[").removeprefix("test_").rstrip("]")
+    name = benchmark["name"].removeprefix("test_")
     if "sides" not in extra:
         return _tower(name, benchmark)
     sizes = {key: extra.get(key, 0) for key in ("bytes", "read_bytes", "copy_bytes")}
+    if extra["kind"] == "op":
+        name = name.removeprefix("op[").removesuffix("]")
     about = {key: extra[key] for key in _ABOUT if key in extra}
     sides = {side: Times(**times) for side, times in extra["sides"].items()}
     return Result(name, extra["kind"], sides, about, **sizes)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from benchmarks import eager
-from benchmarks.cases import Case, Inputs, all_cases, check, make_inputs
+from benchmarks.cases import Case, Inputs, all_cases, make_check, make_inputs
 from benchmarks.timers import PerCall, Side, Times, Turns
 
 OURS = "ours"
@@ -40,7 +40,7 @@ def test_op(benchmark: Any, case: Case, clock: PerCall, device: str, seconds: fl
     def let_the_others_go_first() -> None:
         turns.lap([name for name in turns.calls if name != OURS])
 
-    benchmark.pedantic(run, setup=let_the_others_go_first, rounds=rounds, warmup_rounds=1)
+    benchmark.pedantic(run, setup=let_the_others_go_first, rounds=rounds)
     if benchmark.stats is None:
         return
     times = turns.times(rounds) | {OURS: Times.of(benchmark.stats.stats.data, clock.count)}
@@ -67,7 +67,7 @@ def _checked_sides(case: Case, inputs: Inputs) -> tuple[dict[str, Side], dict[st
     sides |= _pytorch("eager", "compiled", getattr(eager, case.op), inputs)
     if case.op in eager.LEAN:
         sides |= _pytorch("lean", "lean_compiled", eager.LEAN[case.op], inputs)
-    left_out = {}
+    check, left_out = make_check(case, inputs), {}
     for name, side in list(sides.items()):
         try:
             result = side()
@@ -76,7 +76,7 @@ def _checked_sides(case: Case, inputs: Inputs) -> tuple[dict[str, Side], dict[st
             warnings.warn(f"{case}: not compiled: {left_out[name]}", stacklevel=2)
             del sides[name]
             continue
-        check(case, inputs, result)
+        check(result)
     return sides, left_out
 
 

@@ -15,21 +15,9 @@ import pytest
 import torch
 
 import stc_kernels
-from benchmarks.cases import Case, check, make_inputs
+from benchmarks.cases import OPS, Case, make_check, make_inputs
 from benchmarks.timers import PerCall, Side, Times, Turns, WallClock
 
-OPS = (
-    "patch_similarity",
-    "select_dynamic",
-    "gather_tokens",
-    "merge_tokens",
-    "merge_tokens_norm",
-    "layer_norm_gather",
-    "quiet_channels",
-    "anchor_scores",
-    "topk_gather",
-    "prune_tokens",
-)
 CLOCK = PerCall(WallClock())
 
 
@@ -41,7 +29,7 @@ def test_overhead(benchmark: Any, op: str, device: str, seconds: float) -> None:
     inputs = make_inputs(case, device)
     raw, public = getattr(torch.ops.stc_kernels, op).default, getattr(stc_kernels, op)
     empty = torch.ops.stc_kernels._instruction_set.default
-    check(case, inputs, raw(*inputs.ours))
+    make_check(case, inputs)(raw(*inputs.ours))
     sides: dict[str, Side] = {
         "op": lambda: raw(*inputs.ours),
         "function": lambda: public(*inputs.ours),
@@ -59,7 +47,7 @@ def test_overhead(benchmark: Any, op: str, device: str, seconds: float) -> None:
     def let_the_others_go_first() -> None:
         turns.lap(["function", "empty", "allocate"])
 
-    benchmark.pedantic(run, setup=let_the_others_go_first, rounds=rounds, warmup_rounds=1)
+    benchmark.pedantic(run, setup=let_the_others_go_first, rounds=rounds)
     if benchmark.stats is None:
         return
     times = turns.times(rounds) | {"op": Times.of(benchmark.stats.stats.data, CLOCK.count)}

@@ -22,6 +22,7 @@ SHORTEST_ROUND = 2e-3
 
 
 _ESTIMATES = 3
+_LONG = 0.05
 
 
 class Clock(Protocol):
@@ -143,7 +144,6 @@ class Turns:
         self._seconds: dict[str, list[float]] = {name: [] for name in sides}
         self._estimates = {}
         for name, side in self._sides.items():
-            side()
             self._estimates[name] = self._estimate(side)
             self.calls[name] = clock.calls(self._estimates[name])
 
@@ -170,7 +170,10 @@ class Turns:
         }
 
     def _estimate(self, side: Side) -> float:
-        # The least of a few: one that another process interrupted says nothing.
+        # The least of a few: the first warms up, and one that was interrupted says nothing.
+        once = self._interval(side, 1)
+        if once > _LONG:
+            return once
         once = min(self._interval(side, 1) for _ in range(_ESTIMATES))
         calls = self._clock.calls(once)
         if calls == 1:
