@@ -8,16 +8,20 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 REPORT ?= report
 STREAM_ARGS ?=
 TEST_ARGS ?=
+GPU_CHECK_ARGS ?=
 BENCH_ARGS ?=
+BENCHMARKS ?= benchmarks/test_ops.py benchmarks/test_overhead.py
+BENCH_OUT ?= build/bench
+BENCH_FIGURE ?= $(BENCH_OUT)/ops.svg
 
 SOURCES := $(shell find csrc build_backend -name '*.cpp' -o -name '*.h' -o -name '*.py') setup.py
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h')
 
-.PHONY: help demo test lint format bench sanitize clean distclean
+.PHONY: help demo test lint format bench gpu-check sanitize clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 demo: $(VENV)/installed  ## stream the sample clip with and without STC, and write a report
 	$(BIN)/stc stream --report $(REPORT) $(STREAM_ARGS)
@@ -36,8 +40,14 @@ format: $(VENV)/installed-dev  ## let ruff and clang-format rewrite the sources
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-bench: $(VENV)/installed-dev  ## run the benchmarks
-	$(BIN)/python -m pytest benchmarks $(BENCH_ARGS)
+bench: $(VENV)/installed-dev  ## time the ops, print one table and draw one figure
+	@mkdir -p $(BENCH_OUT)
+	$(BIN)/python -m pytest -q $(BENCHMARKS) --benchmark-quiet --benchmark-json $(BENCH_OUT)/run.json $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.report $(BENCH_OUT)/run.json --save $(BENCH_OUT)/results --figure $(BENCH_FIGURE)
+
+# No environment of its own: it takes the torch and the Triton that the machine has.
+gpu-check:  ## build, test, sanitize and time on the NVIDIA GPU of this machine, without a network
+	$(PYTHON) -m benchmarks.gpu_check $(GPU_CHECK_ARGS)
 
 sanitize: $(VENV)/installed-dev  ## run the ops' tests on kernels built with ASan and UBSan
 	tests/sanitize.sh $(BIN)/python
