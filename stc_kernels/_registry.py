@@ -1,16 +1,23 @@
 """Makes the ops known to torch: shapes for the compiler, implementations for each device.
 
 The compiled library defines the schemas and the CPU kernels. Everything registered from Python
-is registered here and nowhere else.
+is registered here and nowhere else: on a GPU an op is its Triton launcher
+(``ops/<op>/launch.py``), imported at the first call, or its definition where Triton is not
+installed. A compiler that traces an op on GPU tensors sees the launches themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._library.triton import set_wrap_triton_enabled
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from stc_kernels import _checks, _shapes
 from stc_kernels._library import build_info
@@ -56,15 +63,18 @@ def define_schemas() -> None:
 def register() -> None:
     """Register shape functions for all ops and the implementations that are Python."""
     library = torch.library.Library(NAMESPACE, "FRAGMENT")
-    devices = ["CUDA"]
-    if not build_info()["extension"]:
-        devices.append("CPU")
     for name in SCHEMAS:
+        op = f"{NAMESPACE}::{name}"
         naive = getattr(import_module(f"stc_kernels.ops.{name}.naive"), name)
-        shapes = getattr(_shapes, name)
-        torch.library.register_fake(f"{NAMESPACE}::{name}", _checked(name, shapes), lib=library)
-        for device in devices:
-            library.impl(name, _checked(name, naive), device)
+        torch.library.register_fake(op, _checked(name, getattr(_shapes, name)), lib=library)
+        if not build_info()["extension"]:
+            library.impl(name, _checked(name, naive), "CPU")
+        if _has_triton():
+            library.impl(name, _checked(name, _launched(name)), "CUDA")
+            rule = _traced(name)
+            torch.library.register_torch_dispatch(op, FunctionalTensorMode, rule, lib=library)
+        else:
+            library.impl(name, _checked(name, naive), "CUDA")
     _libraries.append(library)
 
 
@@ -76,9 +86,10 @@ def implementation(op: str, device: str | torch.device = "cpu") -> str:
     """
     if op not in SCHEMAS:
         raise ValueError(f"op must be one of {', '.join(SCHEMAS)}, but is '{op}'")
-    if torch.device(device).type == "cpu" and build_info()["extension"]:
+    kind = torch.device(device).type
+    if kind == "cpu" and build_info()["extension"]:
         return f"C++ ({torch.ops.stc_kernels._instruction_set()})"
-    return "naive (PyTorch)"
+    return "Triton" if kind == "cuda" and _has_triton() else "naive (PyTorch)"
 
 
 def _checked(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,3 +100,41 @@ def _checked(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         return run(*args, **kwargs)
 
     return op
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+@cache
+def _launcher(name: str) -> Callable[..., Any]:
+    launcher: Callable[..., Any] = getattr(import_module(f"stc_kernels.ops.{name}.launch"), name)
+    return launcher
+
+
+def _launched(name: str) -> Callable[..., Any]:
+    def op(*args: Any, **kwargs: Any) -> Any:
+        # Triton launches on the current device, whatever its tensors are on.
+        with torch.cuda.device(_gpu_of((*args, *kwargs.values()))), set_wrap_triton_enabled(False):
+            return _launcher(name)(*args, **kwargs)
+
+    return op
+
+
+def _traced(name: str) -> Callable[..., Any]:
+    # As torch.library.triton_op does it, but for GPU tensors alone: on a CPU the C++ op stays.
+    def rule(mode: Any, op: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        kwargs = kwargs or {}
+        on_gpu = _gpu_of((*args, *kwargs.values())) is not None
+        if not on_gpu or not torch._functorch.config.decompose_custom_triton_ops:
+            return mode.__torch_dispatch__(op, types, args, kwargs)
+        with mode:
+            return _launcher(name)(*args, **kwargs)
+
+    return rule
+
+
+def _gpu_of(values: Iterable[Any]) -> torch.device | None:
+    tensors = (value for value in values if isinstance(value, Tensor))
+    return next((tensor.device for tensor in tensors if tensor.is_cuda), None)

@@ -1,0 +1,53 @@
+"""What every Triton launcher does the same: one way to launch, grids, strides, references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.library import wrap_triton
+
+# The longest row that the choice of tokens is made for in registers, by the number of warps.
+_TOKENS_PER_WARP = 256
+
+
+# What makes a kernel visible to a tracer; `ahead_of_time` puts its own here, to see the launches.
+wrap: Callable[[Any], Any] = wrap_triton
+
+
+def launch(kernel: Any, programs: Any, *args: Any, **meta: Any) -> None:
+    """Launch `programs` programs of a Triton kernel; a tracer sees the launch itself.
+
+    None are launched where `programs` is 0, so that no launcher asks for the number of frames:
+    under a tracer the question would fix it.
+    """
+    # Under TRITON_INTERPRET a kernel is no JITFunction, and older torch refuses to wrap it.
+    interpreted = type(kernel).__name__ == "InterpretedFunction"
+    target = kernel if interpreted else wrap(kernel)
+    target[(programs,)](*args, **meta)
+
+
+def blocks(count: Any, size: int) -> Any:
+    """Return how many blocks of `size` hold `count`; at least one, also for a traced count."""
+    return (count + size - 1) // size
+
+
+def next_power_of_2(count: int) -> int:
+    """Return the lowest power of two that is not below `count`."""
+    return 1 << (count - 1).bit_length()
+
+
+def unit_channels(tensor: Tensor) -> Tensor:
+    """Return the tensor itself where its channels are next to each other, else a copy."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def reference_stride(reference: Tensor) -> int:
+    """Return the stride over references, 0 where one serves all frames."""
+    return 0 if reference.shape[0] == 1 else reference.stride(0)
+
+
+def selection_warps(tokens: int, warps: int) -> int:
+    """Return enough warps for a choice among `tokens` tokens in registers."""
+    return min(16, max(warps, next_power_of_2(tokens) // _TOKENS_PER_WARP))

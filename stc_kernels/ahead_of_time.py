@@ -1,0 +1,207 @@
+"""Compile the Triton kernels for GPUs that are not here, and say what each would use of one.
+
+``python -m stc_kernels.ahead_of_time`` prints the table of docs/kernels.md. Needs triton, no GPU.
+The launchers themselves are run, on tensors without data, so that what is compiled is what they
+would launch at real models' shapes.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from stc_kernels import _launching
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_POINTERS = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel as a launcher launches it."""
+
+    kernel: Any
+    arguments: tuple[Any, ...]
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a compiled kernel uses: registers a thread, spilled bytes or registers, shared bytes."""
+
+    registers: int
+    spills: int
+    shared: int
+    warps: int
+
+
+def launches(dtype: torch.dtype) -> dict[str, Launch]:
+    """Return every kernel's launches at the shapes of SigLIP-so400m and LLaVA-OneVision.
+
+    Keyed by the kernel's name and, where there are several, what is particular.
+    """
+    found: dict[str, Launch] = {}
+    with FakeTensorMode():
+        for note, op, arguments in _calls(dtype):
+            for launch in _record(op, arguments):
+                name = launch.kernel.__name__
+                found.setdefault(f"{name} ({note})" if note else name, launch)
+    return found
+
+
+def compile_for(launch: Launch, target: str) -> Resources:
+    """Compile a launch for a GPU architecture of `TARGETS` and return what it uses.
+
+    Raises:
+        ValueError: an unknown target.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"target must be one of {', '.join(TARGETS)}, but is '{target}'")
+    # Imported here and by name: triton is optional, and so are its types.
+    triton_compiler = import_module("triton.compiler")
+    gpu_target = import_module("triton.backends.compiler").GPUTarget
+    source = triton_compiler.ASTSource(launch.kernel, *_specialised(launch))
+    nvidia = target.startswith("sm_")
+    gpu = gpu_target("cuda", int(target[3:]), 32) if nvidia else gpu_target("hip", target, 64)
+    warps = launch.meta["num_warps"]
+    compiled = triton_compiler.compile(source, target=gpu, options={"num_warps": warps})
+    read = _nvidia_resources if nvidia else _amd_resources
+    registers, spills = read(compiled)
+    return Resources(registers, spills, compiled.metadata.shared, warps)
+
+
+def table(dtypes: tuple[torch.dtype, ...] = DTYPES) -> str:
+    """Return a Markdown table of all kernels: registers, spills and shared memory a target."""
+    head = "| kernel | dtype | warps | " + " | ".join(TARGETS) + " |"
+    lines = [head, "| --- | --- | --- |" + " --- |" * len(TARGETS)]
+    for dtype in dtypes:
+        for name, launch in launches(dtype).items():
+            used = [compile_for(launch, target) for target in TARGETS]
+            cells = [f"{r.registers} / {r.spills} / {r.shared}" for r in used]
+            kind = str(dtype).removeprefix("torch.")
+            lines.append(f"| `{name}` | {kind} | {used[0].warps} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _calls(dtype: torch.dtype) -> Iterator[tuple[str, str, tuple[Any, ...]]]:
+    def tensor(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="cuda")
+
+    frames, k = 16, 182
+    x = tensor(frames, 729, 1152)
+    chosen = tensor(frames, k, 1152)
+    references = tensor(8, 729, 1152)
+    held = tensor(frames, dtype=torch.int64)
+    index = tensor(frames, k, dtype=torch.int64)
+    slot = tensor(frames, 729, dtype=torch.int32)
+    weight, bias = tensor(1152), tensor(1152)
+    for metric in ("cosine", "dot", "l1", "l2"):
+        yield metric, "patch_similarity", (x, references, held, metric)
+    yield "729 tokens", "select_dynamic", (x, references, k, held)
+    long = tensor(frames, 4096, 1280)
+    yield "4096 tokens", "select_dynamic", (long, long, 1024)
+    yield "", "gather_tokens", (x, index)
+    yield "", "merge_tokens", (chosen, references, slot, held, x)
+    yield "", "merge_tokens_norm", (chosen, references, slot, weight, bias, held, x)
+    yield "", "layer_norm_gather", (x, index, weight, bias, chosen)
+    z = tensor(frames, 196, 3584)
+    past, some = tensor(frames, 3584, dtype=torch.float32), tensor(1792, dtype=torch.int64)
+    yield "", "quiet_channels", (z, 1792)
+    yield "dual anchors", "prune_tokens", (z, 64, past)
+    yield "gaussian", "prune_tokens", (z, 64, tensor(frames, 1792), "gaussian", 0.5, some)
+    wide = tensor(frames, 4096, 8192)
+    yield "dual anchors, 4096 tokens", "prune_tokens", (wide, 1024)
+    yield "gaussian scores", "anchor_scores", (z, past, "gaussian")
+    scores = tensor(frames, 196, dtype=torch.float32)
+    yield "196 tokens", "topk_gather", (z, scores, 64)
+    yield "4096 tokens", "topk_gather", (wide, tensor(frames, 4096, dtype=torch.float32), 1024)
+
+
+def _record(op: str, arguments: tuple[Any, ...]) -> list[Launch]:
+    launcher: Callable[..., Any] = getattr(import_module(f"stc_kernels.ops.{op}.launch"), op)
+    recorded: list[Launch] = []
+
+    class Recorder:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: Any) -> Callable[..., None]:
+            return lambda *args, **meta: recorded.append(Launch(self.kernel, args, meta))
+
+    wrap, _launching.wrap = _launching.wrap, Recorder
+    try:
+        launcher(*arguments)
+    finally:
+        _launching.wrap = wrap
+    return recorded
+
+
+def _specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
+    # As Triton itself specialises at a launch: 1 is a constant, multiples of 16 are known to be.
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[Any, Any] = {}
+    values = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False)) | launch.meta
+    for position, parameter in enumerate(launch.kernel.params):
+        value = values[parameter.name]
+        specialise = not parameter.do_not_specialize
+        if parameter.is_constexpr or (specialise and type(value) is int and value == 1):
+            signature[parameter.name] = "constexpr"
+            constants[parameter.name] = value
+            continue
+        if isinstance(value, Tensor):
+            signature[parameter.name] = _POINTERS[value.dtype]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            signature[parameter.name] = "i32" if value < 2**31 else "i64"
+        divisible = isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0)
+        if specialise and divisible:
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    return signature, constants, attributes
+
+
+def _nvidia_resources(compiled: Any) -> tuple[int, int]:
+    tool = (
+        Path(str(import_module("triton").__file__)).parent
+        / "backends"
+        / "nvidia"
+        / "bin"
+        / "cuobjdump"
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    used = {name: int(count) for name, count in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    return used["REG"], used["STACK"] + used["LOCAL"]
+
+
+def _amd_resources(compiled: Any) -> tuple[int, int]:
+    found = re.findall(r"\.(vgpr_count|[vs]gpr_spill_count):\s*(\d+)", compiled.asm["amdgcn"])
+    used = {name: int(count) for name, count in found}
+    return used["vgpr_count"], used["vgpr_spill_count"] + used["sgpr_spill_count"]
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,35 @@
+"""Every Triton kernel, compiled for GPUs that are not here, at real models' shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed here: pip install triton")
+
+from stc_kernels import ahead_of_time
+from stc_kernels._registry import SCHEMAS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ahead_of_time.TARGETS)
+def test_no_kernel_spills(target):
+    for dtype in ahead_of_time.DTYPES:
+        for name, launch in ahead_of_time.launches(dtype).items():
+            used = ahead_of_time.compile_for(launch, target)
+            assert used.spills == 0, f"{name} for {dtype} on {target}: {used}"
+            assert 0 < used.registers <= 512
+            # What any of these GPUs gives a program without being asked.
+            assert used.shared <= 48 * 1024, f"{name} for {dtype} on {target}: {used}"
+
+
+def test_every_op_is_compiled():
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        called = {op for _, op, _ in ahead_of_time._calls(torch.float32)}
+    assert called == set(SCHEMAS)
+
+
+def test_an_unknown_target_is_named():
+    launch = next(iter(ahead_of_time.launches(torch.float32).values()))
+    with pytest.raises(ValueError, match=r"target must be one of sm_80, .*, but is 'sm_1'"):
+        ahead_of_time.compile_for(launch, "sm_1")
