@@ -34,6 +34,7 @@ def test_every_example_is_tested():
     assert names == {
         "cupy_select.py",
         "jax_prune.py",
+        "kernels_layer.py",
         "numpy_gate.py",
         "onnx_pruner.py",
     }
@@ -77,3 +78,12 @@ def test_onnx_pruner():
         found = re.fullmatch(rf"{frames} frames: kept \({frames}, 64, 256\), (\d+)% .*", line)
         # Two scores equal but for rounding may change places.
         assert found and int(found[1]) >= 98, line
+
+
+def test_kernels_layer():
+    pytest.importorskip("kernels", reason="kernels is not installed")
+    assert run("kernels_layer.py") == [
+        "loaded stc_kernels",
+        "forward is now from stc_kernels.layers",
+        "the same tokens: True",
+    ]
