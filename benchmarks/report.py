@@ -97,7 +97,7 @@ def draw(results: Results, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "stc"
+    matplotlib.rcParams |= {"svg.hashsalt": "stc", "svg.fonttype": "none"}
     from matplotlib import pyplot
 
     shown = [r for r in results.results if r.kind == "op" and r.about["default"]]
@@ -123,12 +123,14 @@ def draw(results: Results, path: Path) -> None:
         axis.invert_yaxis()
         axis.set_xscale("log")
         axis.axvline(1, color="black", linewidth=0.8)
-        axis.margins(x=0.12)
+        axis.margins(x=0.12, y=0.01)
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.set_title(dtype, fontsize=10)
-        axis.set_xlabel("times as fast as PyTorch, log scale (right of 1: ours is faster)")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].legend(loc="lower right", fontsize=8, frameon=False)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=8, frameon=False)
     figure.suptitle(_title(results), fontsize=10)
+    figure.supxlabel("times as fast as PyTorch, log scale (right of 1: ours is faster)", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"Date": None} if path.suffix == ".svg" else {}
     figure.savefig(path, metadata=metadata, dpi=150)

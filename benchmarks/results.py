@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ class Result:
         bytes: fewest bytes the op can move; 0 if not an op.
         read_bytes: bytes that one read reads.
         copy_bytes: bytes that the copy reads and writes.
+        ratios: each side's median over ours, taken within a run and then the median of the runs:
+            steadier than the ratio of the medians, since a run's sides saw the same machine.
     """
 
     name: str
@@ -35,10 +37,11 @@ class Result:
     bytes: int = 0
     read_bytes: int = 0
     copy_bytes: int = 0
+    ratios: dict[str, float] = field(default_factory=dict)
 
     def times_faster_than(self, side: str) -> float | None:
-        """Return the median of `side` over ours; None if that side was not timed."""
-        return self.sides[side].median / self.ours if side in self.sides else None
+        """Return the time of `side` over ours; None if that side was not timed."""
+        return self._times(side) if side in self.sides else None
 
     @property
     def ours(self) -> float:
@@ -48,7 +51,7 @@ class Result:
     @property
     def reads(self) -> float:
         """How often the op's inputs could have been read in our time."""
-        return self.ours / self.sides["read"].median
+        return 1 / self._times("read")
 
     @property
     def rate(self) -> float:
@@ -58,17 +61,20 @@ class Result:
     @property
     def percent_of_read(self) -> float:
         """Our bytes a second in percent of those of one read."""
-        return 100 * self.rate / (self.read_bytes / self.sides["read"].median)
+        return 100 * self.bytes / self.read_bytes * self._times("read")
 
     @property
     def percent_of_copy(self) -> float:
         """Our bytes a second in percent of those of a copy, read and written."""
-        return 100 * self.rate / (self.copy_bytes / self.sides["copy"].median)
+        return 100 * self.bytes / self.copy_bytes * self._times("copy")
 
     @property
     def overhead(self) -> float:
         """Seconds of a call on almost nothing over a call of an op that does nothing."""
         return self.ours - self.sides["empty"].median
+
+    def _times(self, side: str) -> float:
+        return self.ratios.get(side, self.sides[side].median / self.ours)
 
 
 @dataclass(frozen=True)
@@ -82,12 +88,13 @@ class Results:
     results: tuple[Result, ...]
 
     def save(self, path: Path) -> None:
-        """Write them as JSON, three significant digits of a time being more than it holds."""
+        """Write them as JSON, to four digits: more than a time holds."""
         content = asdict(self)
         for result in content["results"]:
             for side in result["sides"].values():
                 for name in ("median", "low", "high", "best"):
                     side[name] = float(f"{side[name]:.4g}")
+            result["ratios"] = {k: float(f"{v:.4g}") for k, v in result["ratios"].items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -149,15 +156,11 @@ def _tower(name: str, benchmark: dict[str, Any]) -> Result:
 def _merged(results: list[Result]) -> Result:
     first = results[0]
     sides = {name: _merged_times([run.sides[name] for run in results]) for name in first.sides}
-    return Result(
-        first.name,
-        first.kind,
-        sides,
-        first.about,
-        first.bytes,
-        first.read_bytes,
-        first.copy_bytes,
-    )
+    ratios = {
+        name: statistics.median(run.sides[name].median / run.ours for run in results)
+        for name in sides
+    }
+    return replace(first, sides=sides, ratios=ratios)
 
 
 def _merged_times(runs: list[Times]) -> Times:

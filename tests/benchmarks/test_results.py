@@ -50,12 +50,14 @@ def test_figures():
 
 
 def test_of_several_runs_the_medians_are_kept(tmp_path):
-    runs = [(1.0, 10.0), (9.0, 30.0), (2.0, 20.0)]
+    runs = [(1.0, 10.0), (9.0, 36.0), (2.0, 24.0)]
     paths = [run_file(tmp_path, f"{i}.json", *run) for i, run in enumerate(runs)]
     results = from_runs(paths)
     (result,) = results.results
     assert (result.name, results.runs) == ("x", 3)
-    assert result.ours == 2.0 and result.sides["eager"].median == 20.0
+    assert result.ours == 2.0 and result.sides["eager"].median == 24.0
+    # Of the runs' own ratios 10, 4 and 12, not of the medians.
+    assert result.times_faster_than("eager") == 10.0
     assert result.sides["ours"].best == 1.0 and result.sides["ours"].rounds == 15
     assert results.machine["load_at_start"] == [1.0, 9.0, 2.0]
 
