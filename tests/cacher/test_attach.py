@@ -261,3 +261,57 @@ def test_the_representation_says_what_it_is(make_tower):
     )
     cacher.detach()
     assert "detached" in repr(cacher)
+
+
+class _Adapter(nn.Linear):
+    """A projection that computes more than its weight says."""
+
+    def forward(self, tokens):
+        return super().forward(tokens) + 1
+
+
+def _adapt(attention):
+    attention.q_proj.__class__ = _Adapter
+
+
+def _hook(attention):
+    attention.v_proj.register_forward_hook(lambda module, args, output: output * 2)
+
+
+def _replace(attention):
+    attention.forward = type(attention).forward.__get__(attention)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (_adapt, "query projection of the tower's layer 1 has a forward of its own, _Adapter's"),
+        (_hook, "value projection of the tower's layer 1 has forward hooks"),
+        (_replace, "attention of the tower's layer 1 has a forward of its own"),
+    ],
+)
+def test_what_a_cacher_would_bypass_is_refused(change, text, make_tower):
+    tower = make_tower()
+    change(tower.encoder.layers[1].self_attn)
+    with pytest.raises(TypeError, match=text):
+        attach_cacher(tower)
+
+
+def test_a_compiled_tower_is_one_tower(make_tower):
+    tower = make_tower()
+    with attach_cacher(torch.compile(tower)) as cacher:
+        assert cacher.tower.encoder is tower.encoder
+
+
+@pytest.mark.parametrize("what", ["reset", "detach"])
+def test_streams_are_not_forgotten_inside_a_forward(what, make_tower, make_clip):
+    tower = make_tower()
+    with attach_cacher(tower) as cacher:
+        hook = tower.encoder.layers[0].register_forward_hook(
+            lambda module, args, output: getattr(cacher, what)()
+        )
+        with pytest.raises(RuntimeError, match=f"{what} was called from inside"):
+            tower(make_clip(1))
+        hook.remove()
+        tower(make_clip(1))
+        assert cacher.stats.frames == 1

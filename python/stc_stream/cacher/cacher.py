@@ -19,7 +19,7 @@ from stc_stream.cacher.layer import Batch, QueryValueProjection, Rows, Selective
 from stc_stream.cacher.record import Recording
 from stc_stream.cacher.references import FrameKind, ReferencePool
 from stc_stream.cacher.schedule import schedule
-from stc_stream.towers import Tower, read_tower
+from stc_stream.towers import Tower, TowerLayer, read_tower
 
 DEFAULT_STREAM = "default"
 """The stream of every row when no streams are named."""
@@ -29,8 +29,8 @@ def attach_cacher(model: nn.Module, config: CacherConfig | None = None) -> Cache
     """Make a vision tower reuse what did not change between frames, until detached.
 
     The tower is called as before; rows of a batch are consecutive frames of one stream, or of the
-    streams that `Cacher.streams` names. Attached, the tower is for inference: it runs without
-    gradients, without dropout and without attention maps. Only this instance is changed.
+    streams that `Cacher.streams` names. Attached, the tower is for inference: its layers run
+    without gradients, without dropout and without attention maps. Only this instance is changed.
 
     Args:
         model: a vision tower that can be read (SigLIP), or a model that holds exactly one.
@@ -41,7 +41,8 @@ def attach_cacher(model: nn.Module, config: CacherConfig | None = None) -> Cache
 
     Raises:
         TypeError: no tower that can be read in `model` (names the families that can), or one
-            whose layers another patch has changed; `config` is not a `CacherConfig`.
+            whose layers compute something else than their weights say (another patch, an adapter
+            or a hook on a query or value projection); `config` is not a `CacherConfig`.
         ValueError: several towers in `model`, or one that has a Cacher.
 
     Source: arXiv 2512.00891, STC-Cacher.
@@ -140,6 +141,7 @@ class Cacher:
             ValueError: a stream that is not known; nothing is forgotten then.
         """
         with self._lock:
+            self._refuse_inside_forward("reset")
             for stream in streams:
                 if stream not in self._streams:
                     known = ", ".join(map(repr, self._streams)) or "none"
@@ -154,6 +156,7 @@ class Cacher:
             RuntimeError: something else has replaced a forward that the Cacher had put in place.
         """
         with self._lock:
+            self._refuse_inside_forward("detach")
             for module, forward, _ in self._patches:
                 if module.__dict__.get("forward") is not forward:
                     raise RuntimeError(
@@ -197,11 +200,13 @@ class Cacher:
         if isinstance(encoder.forward, _EncoderForward):
             raise ValueError("the tower has a Cacher already: detach that one first")
         for number, layer in enumerate(self.tower.layers):
-            if "forward" in layer.module.__dict__:
-                raise TypeError(
-                    f"layer {number} of the tower has a forward of its own, put there by another "
-                    "patch (accelerate's offloading, say), which a Cacher would bypass"
-                )
+            for name, module in _bypassed(layer):
+                change = _change(module)
+                if change is not None:
+                    raise TypeError(
+                        f"{name} of the tower's layer {number} has {change}, which a Cacher would "
+                        "bypass: merge or remove it first"
+                    )
         self._encode_densely: Callable[..., Any] = encoder.forward
         self._layers_densely = [layer.module.forward for layer in self.tower.layers]
         patches = [_Patch(encoder, _EncoderForward(self), encoder.__dict__.get("forward"))]
@@ -356,6 +361,10 @@ class Cacher:
                 if stream.frames == 0:
                     del self._streams[name]
 
+    def _refuse_inside_forward(self, what: str) -> None:
+        if self._scope().batch is not None:
+            raise RuntimeError(f"{what} was called from inside the tower's own forward")
+
     def _release(self, stream: _Stream) -> None:
         """Take a stream's reference away; the last to leave a pool frees its memory."""
         if stream.pool is not None:
@@ -407,6 +416,28 @@ class _Patch(NamedTuple):
     module: nn.Module
     forward: Callable[..., Any]
     before: Callable[..., Any] | None
+
+
+def _bypassed(layer: TowerLayer) -> tuple[tuple[str, nn.Module], ...]:
+    """Return the modules of a layer whose own forward a compressed layer does without."""
+    return (
+        ("the module", layer.module),
+        ("the attention", layer.attention),
+        ("the query projection", layer.query),
+        ("the value projection", layer.value),
+    )
+
+
+def _change(module: nn.Module) -> str | None:
+    """Say what makes a module compute something else than its weights say; None: nothing."""
+    if "forward" in module.__dict__:
+        return "a forward of its own, put there by another patch (accelerate's offloading, say)"
+    if isinstance(module, nn.Linear):
+        if type(module).forward is not nn.Linear.forward:
+            return f"a forward of its own, {type(module).__name__}'s (an adapter's, say)"
+        if module._forward_hooks or module._forward_pre_hooks:
+            return "forward hooks"
+    return None
 
 
 class _EncoderForward:

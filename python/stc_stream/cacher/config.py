@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 Metric = Literal["cosine", "dot", "l1", "l2"]
@@ -29,11 +30,13 @@ class CacherConfig:
     metric: Metric = "cosine"
 
     def __post_init__(self) -> None:
-        if isinstance(self.update_ratio, bool) or not isinstance(self.update_ratio, (int, float)):
+        if isinstance(self.update_ratio, bool) or not isinstance(self.update_ratio, Real):
             raise TypeError(f"update_ratio must be a number, but is {self.update_ratio!r}")
         if not 0 < self.update_ratio <= 1:
             raise ValueError(f"update_ratio must be in (0, 1], but is {self.update_ratio}")
-        if isinstance(self.refresh_interval, bool) or not isinstance(self.refresh_interval, int):
+        if isinstance(self.refresh_interval, bool) or not isinstance(
+            self.refresh_interval, Integral
+        ):
             raise TypeError(f"refresh_interval must be an int, but is {self.refresh_interval!r}")
         if self.refresh_interval < 1:
             raise ValueError(f"refresh_interval must be at least 1, but is {self.refresh_interval}")

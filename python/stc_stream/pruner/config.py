@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 Strategy = Literal["dual_anchor", "gaussian"]
@@ -106,7 +107,7 @@ def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def _number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, but is {value!r}")
 
 
@@ -119,7 +120,7 @@ def _share(name: str, value: float) -> None:
 def _count(name: str, value: int | None) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an int, but is {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, but is {value}")

@@ -43,6 +43,9 @@ def read_tower(model: nn.Module) -> Tower:
                 found.append(Tower(family, path, reader.encoder(module), reader.layers(module)))
             else:
                 refused.append(f"{type(module).__name__}{f' ({path})' if path else ''} {reason}")
+    # A wrapper that passes attributes on (torch.compile's) resembles the tower inside it.
+    by_encoder = {id(tower.encoder): tower for tower in reversed(found)}
+    found = list(reversed(by_encoder.values()))
     if len(found) > 1:
         paths = ", ".join(tower.path or "the model itself" for tower in found)
         raise ValueError(

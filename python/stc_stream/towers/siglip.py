@@ -62,6 +62,7 @@ def _layer(layer: nn.Module) -> TowerLayer:
     attention = cast(nn.Module, layer.self_attn)
     return TowerLayer(
         module=layer,
+        attention=attention,
         norm1=cast(nn.Module, layer.layer_norm1),
         query=cast(nn.Linear, attention.q_proj),
         key=cast(nn.Linear, attention.k_proj),

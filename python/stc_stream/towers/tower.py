@@ -13,6 +13,7 @@ class TowerLayer:
 
     Attributes:
         module: the layer, as the encoder calls it.
+        attention: the attention branch's module, whose parts are called in its place.
         norm1, norm2: the layer norms before attention and before the MLP.
         query, key, value, output: the projections of the attention branch, C to C.
         mlp: the MLP, any module from [n, C] to [n, C].
@@ -22,6 +23,7 @@ class TowerLayer:
     """
 
     module: nn.Module
+    attention: nn.Module
     norm1: nn.Module
     query: nn.Linear
     key: nn.Linear
