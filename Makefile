@@ -15,7 +15,7 @@ BENCH_OUT ?= build/bench
 BENCH_FIGURE ?= $(BENCH_OUT)/ops.svg
 
 SOURCES := $(shell find csrc build_backend -name '*.cpp' -o -name '*.h' -o -name '*.py') setup.py
-CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h')
+CPP := $(shell find csrc examples tests -name '*.cpp' -o -name '*.h')
 
 .PHONY: help demo test lint format bench gpu-check sanitize clean distclean
 .DEFAULT_GOAL := help

@@ -1,7 +1,8 @@
 """The argument checks of every op, for the implementations written in Python.
 
-The CPU kernels make the same checks, in the same order and with the same words, in
-``csrc/torch/checks.h``; ``tests/ops/test_errors.py`` holds the two against each other.
+The CPU kernels make the same checks, in the same order and with the same words, in ``csrc/torch/``
+(``arguments.cpp`` and each op's own file); ``tests/ops/test_errors.py`` holds the two against each
+other.
 A check raises ``RuntimeError``, which the public functions turn into ``ValueError`` or
 ``TypeError`` (see ``_library.public_error``).
 """

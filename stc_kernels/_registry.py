@@ -82,11 +82,13 @@ def implementation(op: str, device: str | torch.device = "cpu") -> str:
     """Return what runs when `op` is called on `device`, in words for a person.
 
     Raises:
-        ValueError: `op` is not the name of an op.
+        ValueError: `op` is not the name of an op, or `device` not one that ops run on.
     """
     if op not in SCHEMAS:
         raise ValueError(f"op must be one of {', '.join(SCHEMAS)}, but is '{op}'")
-    kind = torch.device(device).type
+    kind = str(device).partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, but is {str(device)!r}")
     if kind == "cpu" and build_info()["extension"]:
         return f"C++ ({torch.ops.stc_kernels._instruction_set()})"
     return "Triton" if kind == "cuda" and _has_triton() else "naive (PyTorch)"

@@ -89,6 +89,13 @@ def test_not_finite(bad, metric, dtype, generator):
     close(actual[~garbage], expected[~garbage], 21, metric)
 
 
+def test_just_short_of_overflow():
+    # Each square fits in float32, their sum does not.
+    large = torch.full((1, 1, 1), 1.8e19)
+    assert stc_kernels.patch_similarity(large, large).item() == 1.0
+    assert definition(large, large).item() == 1.0
+
+
 def test_overflow_is_garbage():
     current = torch.full((1, 3, 4), 1e20)
     current[0, 0] = 1.0

@@ -118,7 +118,14 @@ def test_bad_shapes_are_found_while_tracing():
             torch.ops.stc_kernels.prune_tokens(tokens, 9)
 
 
-@pytest.mark.parametrize("first", ["import torch, stc_kernels", "import stc_kernels, torch"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import torch, stc_kernels",
+        "import stc_kernels, torch",
+        "import stc_kernels, importlib.util as u; u.find_spec('torch'); import torch",
+    ],
+)
 def test_registered_whichever_is_imported_first(first):
     code = f"{first}; x = torch.ones(1, 3, 2); print(torch.ops.stc_kernels.prune_tokens(x, 2)[1])"
     out = subprocess.run(
@@ -147,5 +154,7 @@ def test_implementation():
     assert stc_kernels.implementation("prune_tokens", "cuda") == "naive (PyTorch)"
     with pytest.raises(ValueError, match="op must be one of"):
         stc_kernels.implementation("nothing")
+    with pytest.raises(ValueError, match="device must be cpu or cuda, but is 'mps'"):
+        stc_kernels.implementation("prune_tokens", "mps")
     with pytest.raises(AttributeError, match="nothing"):
         stc_kernels.nothing  # noqa: B018

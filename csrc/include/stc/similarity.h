@@ -13,7 +13,7 @@ inline namespace STC_ISA {
 STC_INLINE float cosine_of(float dot, float square_a, float square_b) {
   const float norms =
       std::fmax(std::sqrt(square_a), kNormFloor) * std::fmax(std::sqrt(square_b), kNormFloor);
-  return square_a + square_b < kInfinity ? dot / norms : kNaN;
+  return square_a < kInfinity && square_b < kInfinity ? dot / norms : kNaN;
 }
 
 template <typename T>
