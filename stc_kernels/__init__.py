@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stc_kernels._library import build_info, register_with_torch
 
 if TYPE_CHECKING:
+    from stc_kernels import layers
     from stc_kernels._registry import implementation
     from stc_kernels.ops.anchor_scores import anchor_scores
     from stc_kernels.ops.gather_tokens import gather_tokens
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from stc_kernels.ops.quiet_channels import quiet_channels
     from stc_kernels.ops.select_dynamic import select_dynamic
     from stc_kernels.ops.topk_gather import topk_gather
+    from stc_kernels.tuning import warmup
 
 __version__ = "0.1.0"
 
@@ -33,6 +35,7 @@ __all__ = [
     "gather_tokens",
     "implementation",
     "layer_norm_gather",
+    "layers",
     "merge_tokens",
     "merge_tokens_norm",
     "patch_similarity",
@@ -40,7 +43,10 @@ __all__ = [
     "quiet_channels",
     "select_dynamic",
     "topk_gather",
+    "warmup",
 ]
+
+_HOMES = {"implementation": "stc_kernels._registry", "warmup": "stc_kernels.tuning"}
 
 register_with_torch()
 
@@ -52,7 +58,9 @@ def __getattr__(name: str) -> Any:
 
     # First torch, whose import registers the ops: nothing of ours may be half imported then.
     importlib.import_module("torch")
-    home = "stc_kernels._registry" if name == "implementation" else f"stc_kernels.ops.{name}"
+    if name == "layers":
+        return importlib.import_module("stc_kernels.layers")
+    home = _HOMES.get(name, f"stc_kernels.ops.{name}")
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value

@@ -17,8 +17,8 @@ from torch import Tensor
 from stc_kernels._launching import next_power_of_2
 
 _CONFIGS = Path(__file__).resolve().parent / "configs"
-_TILE = 2048  # elements of an input that a program of four warps holds at once
-_WIDEST = 2048
+_TILE = 4096  # bytes of an input that a program of four warps holds at once
+_WIDEST = 1024  # bytes of a row
 
 Sizes = dict[str, int]
 
@@ -39,6 +39,7 @@ def block_sizes(op: str, tokens: Tensor) -> Sizes:
 @cache
 def rule_of_thumb(op: str, tokens: int, channels: int, itemsize: int) -> Sizes:
     """Return sizes for a GPU that nothing was measured on."""
+    tile = _TILE // itemsize
     if op in ("merge_tokens_norm", "layer_norm_gather"):
         # A whole row at once: its statistics come before its result.
         width = next_power_of_2(channels)
@@ -47,17 +48,17 @@ def rule_of_thumb(op: str, tokens: int, channels: int, itemsize: int) -> Sizes:
     if op == "anchor_scores":
         # Few channels of all tokens: the second pass over them finds them in the cache.
         width = min(64 if tokens <= 1024 else 128, next_power_of_2(channels))
-        rows = min(next_power_of_2(tokens), max(8, _TILE // width))
+        rows = min(next_power_of_2(tokens), 2048 // width)
         return {"BLOCK_T": rows, "BLOCK_C": width, "num_warps": 4}
     if op == "quiet_channels":
         width = min(64, next_power_of_2(channels))
         return {"BLOCK_T": 16, "BLOCK_C": width, "num_warps": 4}
-    width = _row_width(channels)
-    rows = min(next_power_of_2(tokens), max(1, _TILE // width))
+    width = _row_width(channels, itemsize)
+    rows = min(next_power_of_2(tokens), max(1, tile // width))
     if op == "topk_gather":
         # Each program repeats the choice, so a few more rows each.
         rows = min(next_power_of_2(tokens), 16)
-        width = min(width, max(1, _TILE // rows))
+        width = min(width, max(1, tile // rows))
     return {"BLOCK_T": rows, "BLOCK_C": width, "num_warps": 4}
 
 
@@ -81,9 +82,9 @@ def config_path(gpu: str) -> Path:
     return _CONFIGS / (re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-") + ".json")
 
 
-def _row_width(channels: int) -> int:
+def _row_width(channels: int, itemsize: int) -> int:
     # The widest power of two that leaves at most a quarter of the lanes without work.
-    width = min(_WIDEST, next_power_of_2(channels))
+    width = min(_WIDEST // itemsize, next_power_of_2(channels))
     while width > 64 and 3 * -(-channels // width) * width > 4 * channels:
         width //= 2
     return width

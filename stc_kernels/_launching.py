@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 # The longest row that the choice of tokens is made for in registers, by the number of warps.
-_TOKENS_PER_WARP = 256
+_TOKENS_PER_WARP = 512
 
 
 # What makes a kernel visible to a tracer; `ahead_of_time` puts its own here, to see the launches.

@@ -46,7 +46,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel uses: registers a thread, spilled bytes or registers, shared bytes."""
+    """What a compiled kernel uses: registers a thread, spills (stores of one), shared bytes."""
 
     registers: int
     spills: int
@@ -181,20 +181,20 @@ def _specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[A
 
 
 def _nvidia_resources(compiled: Any) -> tuple[int, int]:
-    tool = (
-        Path(str(import_module("triton").__file__)).parent
-        / "backends"
-        / "nvidia"
-        / "bin"
-        / "cuobjdump"
-    )
+    tools = Path(str(import_module("triton").__file__)).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    used = {name: int(count) for name, count in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    return used["REG"], used["STACK"] + used["LOCAL"]
+        text = _output(tools / "cuobjdump", "--dump-resource-usage", file.name)
+        used = {name: int(count) for name, count in re.findall(r"\b(REG|STACK):(\d+)", text)}
+        # Not every stack is one of spills: what counts is what is stored to it.
+        code = _output(tools / "nvdisasm", file.name) if used["STACK"] else ""
+    return used["REG"], len(re.findall(r"\bSTL\b", code))
+
+
+def _output(tool: Path, *arguments: str) -> str:
+    command = [str(tool), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _amd_resources(compiled: Any) -> tuple[int, int]:

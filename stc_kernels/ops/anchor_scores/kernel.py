@@ -20,12 +20,13 @@ QUANTITIES = tl.constexpr(3)
 def scored_channels(
     p_channels, o_c, channels, width, HAS_CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """Return where the scored channels o_c are in a token, int64 [BLOCK_C], and which are there."""
-    o_z = o_c.to(tl.int64)
+    """Return where the scored channels o_c are in a token, int32 [BLOCK_C], and which are there."""
+    o_z = o_c
     m_z = o_c < channels
     if HAS_CHANNELS:
-        o_z = tl.load(p_channels + o_c, mask=m_z, other=0)
-        m_z = m_z & (o_z >= 0) & (o_z < width)
+        b_channel = tl.load(p_channels + o_c, mask=m_z, other=0)
+        m_z = m_z & (b_channel >= 0) & (b_channel < width)
+        o_z = b_channel.to(tl.int32)
     return o_z, m_z
 
 
@@ -38,8 +39,10 @@ def unit_scale(square):
 @triton.jit
 def load_tokens(p_frame, o_t, m_t, o_z, m_z, m_c, stride_t):
     """Return tokens, float32 [BLOCK_T, BLOCK_C]: 0 where masked, NaN for a channel not there."""
-    o = (o_t.to(tl.int64) * stride_t)[:, None] + o_z[None, :]
-    b_z = tl.load(p_frame + o, mask=m_t[:, None] & m_z[None, :], other=0.0).to(tl.float32)
+    p_row = p_frame + o_t.to(tl.int64) * stride_t
+    b_z = tl.load(p_row[:, None] + o_z[None, :], mask=m_t[:, None] & m_z[None, :], other=0.0).to(
+        tl.float32
+    )
     return tl.where((m_c & (m_z == 0))[None, :], float("nan"), b_z)
 
 
@@ -85,7 +88,7 @@ def column_block(
             b_finite += m_t.to(tl.int32)
         b_z = load_tokens(p_frame, o_t, m_t, o_z, m_z, m_c, stride_t)
         if GAUSSIAN:
-            b_z = b_z * unit_scale(b_square)[:, None]
+            b_z = b_z * tl.where(m_t, unit_scale(b_square), 0.0)[:, None]
         b_total += b_z
     count = tokens
     if KNOWN:
@@ -306,6 +309,8 @@ def anchor_kernel(
                         BLOCK_C,
                     )
                 tl.debug_barrier()
+                # Read again rather than kept, so that the loop has the registers.
+                b_square = tl.load(p_frame_square + o_t, mask=m_t, other=0.0)
         p_to_mean = p_frame_sums + TO_MEAN * n_blocks * tokens
         b_to_mean = over_blocks(p_to_mean, n_blocks, tokens, BLOCK_B, BLOCK_TOKENS)
         mean_square = anchor_square(p_frame_anchors, n_blocks, 128)
