@@ -33,7 +33,7 @@ def block_sizes(op: str, tokens: Tensor) -> Sizes:
     length, channels = int(tokens.shape[1]), int(tokens.shape[2])
     key = (op, length, channels, tokens.element_size())
     sizes = measured(_gpu_name(tokens.device)).get(key) if tokens.is_cuda else None
-    return dict(sizes) if sizes is not None else rule_of_thumb(*key)
+    return dict(sizes if sizes is not None else rule_of_thumb(*key))
 
 
 @cache
