@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -10,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack
 from importlib.resources import as_file, files
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -30,6 +32,7 @@ _NEEDED = {
     "jinja2": "jinja2",
     "transformers": "transformers",
 }
+_LONGEST = 600
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -39,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what follows `stc`; None: those of this process.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A file's name may hold what the terminal's encoding lacks.
+            stream.reconfigure(errors="replace")
     try:
         code = stc.main(args=arguments, prog_name="stc", standalone_mode=False)
         sys.stdout.flush()
@@ -47,10 +54,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _failed("stopped before there was anything to report")
     except BrokenPipeError:
-        # Whoever read the output has gone; the interpreter must not trip over it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _stop_printing()
+        return 0
+    except SystemExit as error:
+        # So click leaves when a pipe breaks, with code 1.
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        _stop_printing()
         return 0
     return code if isinstance(code, int) else 0
+
+
+class _FiniteRange(click.FloatRange):
+    """A range without NaN, which compares as inside any, and without infinity."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise click.BadParameter("it is empty: give a name, or leave it out")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_name(text))
 
 
 @click.group(invoke_without_command=True, context_settings=_CONTEXT)
@@ -65,16 +99,17 @@ def stc(context: click.Context, version: bool) -> None:
 
 
 @stc.command(context_settings=_CONTEXT, short_help="Stream a video and show what STC saves.")
-@click.argument("video", required=False)
+@click.argument("video", type=_name, required=False)
 @click.option(
     "--model",
+    type=_name,
     metavar="NAME_OR_PATH",
     help="A SigLIP model: a folder, or a name on the Hugging Face hub.  [default: the geometry of "
     "SigLIP-base-patch16-384 with random weights; nothing is downloaded]",
 )
 @click.option(
     "--update-ratio",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=_FiniteRange(0, 1, min_open=True),
     default=0.25,
     show_default=True,
     help="Share of a frame's tokens that the Cacher recomputes.",
@@ -94,7 +129,7 @@ def stc(context: click.Context, version: bool) -> None:
 @click.option("--frames", type=click.IntRange(1), help="Stop after so many.  [default: all]")
 @click.option(
     "--fps",
-    type=click.FloatRange(0, min_open=True),
+    type=_FiniteRange(0, min_open=True),
     help="Take at most so many frames of each second of video.  [default: all]",
 )
 @click.option(
@@ -111,9 +146,9 @@ def stc(context: click.Context, version: bool) -> None:
     help="auto is float32 on a CPU, bfloat16 on a GPU.",
 )
 @click.option(
-    "--report", metavar="DIR", type=Path, help="Write a page with pictures, DIR/index.html."
+    "--report", metavar="DIR", type=_path, help="Write a page with pictures, DIR/index.html."
 )
-@click.option("--json", "document", metavar="FILE", type=Path, help="Write all numbers as JSON.")
+@click.option("--json", "document", metavar="FILE", type=_path, help="Write all numbers as JSON.")
 def stream(
     video: str | None,
     model: str | None,
@@ -133,30 +168,27 @@ def stream(
     a short sample clip is streamed. Ctrl-C stops and reports the frames so far.
     """
     _require_extra()
-    # What is cheap to check comes before what takes seconds to import.
-    _check_outputs(report, document)
     from stc_stream.video import VideoError, open_video
 
     warnings: list[str] = []
     with ExitStack() as stack:
         source = video if video is not None else str(stack.enter_context(_sample()))
+        # What is cheap to check comes before what takes seconds to import.
+        _check_overwriting(source, report, document)
+        _check_outputs(report, document)
         try:
             opened = open_video(source, fps=fps, frames=frames, warn=warnings.append)
         except VideoError as error:
             _fail(str(error))
-        except ValueError as error:
-            _fail(_as_option(str(error)))
         stack.enter_context(opened)
 
         comparison = _comparison(
             model, device, dtype, update_ratio, refresh_interval, tokens_per_frame
         )
         stack.enter_context(comparison)
-        from rich.console import Console
-
         from stc_stream.report.gallery import Gallery
 
-        console = Console()
+        console = _console()
         gallery = Gallery()
         try:
             run = _run(comparison, opened, gallery, warnings, fps, console)
@@ -170,11 +202,29 @@ def stream(
 def info() -> None:
     """Show versions, what was built, and which implementation each op uses on this machine."""
     built = _kernels().build_info()
-    from rich.console import Console
-
     from stc_stream.report.info import info_table
 
-    Console().print(info_table(built))
+    _console().print(info_table(built))
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    class PlainConsole(Console):
+        """Prints names as they are; goes on in silence when its reader has gone."""
+
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            _stop_printing()
+
+    return PlainConsole(markup=False, emoji=False)
+
+
+def _stop_printing() -> None:
+    # Whoever read the output has gone; the interpreter must not trip over it at exit.
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _kernels() -> ModuleType:
@@ -190,8 +240,31 @@ def _require_extra() -> None:
     if missing:
         _fail(
             f"stc stream needs packages that are not installed ({', '.join(missing)}): "
-            "pip install 'stc-kernels[video]'"
+            "pip install 'stc-kernels[video]', or, in a clone of it, pip install '.[video]'"
         )
+
+
+def _check_overwriting(source: str, report: Path | None, document: Path | None) -> None:
+    from stc_stream.video.folder import SUFFIXES
+
+    video = Path(source)
+    page = None if report is None else report / "index.html"
+    if page is not None and _same(page, video):
+        _fail(f"--report would overwrite the video {video}: choose another --report")
+    if document is None:
+        return
+    is_image = document.suffix.lower() in SUFFIXES and document.exists()
+    if _same(document, video) or (is_image and _same(document.parent, video)):
+        _fail(f"--json would overwrite the video ({document}): choose another --json")
+    if page is not None and _same(document, page):
+        _fail(f"--json would overwrite the page of --report, {page}: choose another --json")
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.resolve() == other.resolve() or one.samefile(other)
+    except (OSError, RuntimeError):
+        return False
 
 
 def _check_outputs(report: Path | None, document: Path | None) -> None:
@@ -203,17 +276,24 @@ def _check_outputs(report: Path | None, document: Path | None) -> None:
         except OSError as error:
             _fail(f"no report can be written to {report} ({_why(error)}): choose another --report")
     if document is not None:
-        reason = None
-        if document.is_dir():
-            reason = "it is a folder"
-        elif document.exists() and not os.access(document, os.W_OK):
-            reason = "it may not be written"
-        elif not document.parent.is_dir():
-            reason = f"there is no folder {document.parent}"
-        elif not document.exists() and not os.access(document.parent, os.W_OK):
-            reason = f"the folder {document.parent} may not be written"
+        try:
+            reason = _not_writable(document)
+        except OSError as error:
+            reason = _why(error)
         if reason:
             _fail(f"no JSON can be written to {document} ({reason}): choose another --json")
+
+
+def _not_writable(document: Path) -> str | None:
+    if document.is_dir():
+        return "it is a folder"
+    if document.exists():
+        return None if os.access(document, os.W_OK) else "it may not be written"
+    if not document.parent.is_dir():
+        return f"there is no folder {document.parent}"
+    if not os.access(document.parent, os.W_OK):
+        return f"the folder {document.parent} may not be written"
+    return None
 
 
 def _comparison(
@@ -270,7 +350,7 @@ def _run(
     numbers = []
     complete = True
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -368,8 +448,11 @@ def _failed(message: str) -> int:
 
 
 def _say(message: str) -> None:
-    # One line, whatever a file name or a library's message has in it.
-    click.echo(" ".join(message.split()), err=True)
+    # One line, whatever a file name or a library's message has in it; its remedy is at the end.
+    line = " ".join(message.split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
+    click.echo(line, err=True)
 
 
 if __name__ == "__main__":

@@ -200,6 +200,15 @@ def test_overlay_tints_recomputed_patches_greys_reused_and_outlines_kept() -> No
     assert not (elsewhere == OUTLINE).all(-1).any()
 
 
+def test_a_very_tall_frame_makes_no_huge_picture() -> None:
+    ones = np.ones((4, 4), np.float32)
+    for height, width in ((768, 1), (3000, 20), (1, 768)):
+        image = np.zeros((height, width, 3), np.uint8)
+        drawn = overlay(FrameView(image, (4, 4), ones, ones > 0, None))
+        assert drawn.width <= 576
+        assert drawn.height <= 1152
+
+
 def test_similarity_map_goes_from_dark_to_bright() -> None:
     similarity = np.array([[0.2, 0.6], [1.0, np.nan]], np.float32)
     picture = np.asarray(similarity_map(similarity, 0.2), np.int64).sum(-1)

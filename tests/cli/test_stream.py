@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
+import os
 import resource
 import shutil
 import signal
@@ -12,6 +14,7 @@ import sys
 import time
 from collections import namedtuple
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import jsonschema
@@ -25,6 +28,7 @@ from stc_stream.cacher import CacherConfig
 from stc_stream.comparison import StreamComparison, load_tower, summarise
 from stc_stream.pruner import PrunerConfig, TokenPruner
 from stc_stream.report.document import stream_schema
+from stc_stream.report.whole import write_whole
 from stc_stream.video import open_video
 
 from .conftest import Outcome
@@ -176,14 +180,15 @@ def test_frames_that_make_no_number_are_null_in_json(
         (("rtsp://127.0.0.1:1/x",), "connection refused"),
         (("VIDEO", "--update-ratio", "0"), "'--update-ratio': 0.0 is not in the range 0<x<=1"),
         (("VIDEO", "--update-ratio", "1.5"), "'--update-ratio': 1.5 is not in the range"),
-        (("VIDEO", "--update-ratio", "nan"), "--update-ratio must be in (0, 1], but is nan"),
+        (("VIDEO", "--update-ratio", "nan"), "'--update-ratio': nan is not a finite number"),
         (("VIDEO", "--refresh-interval", "0"), "'--refresh-interval': 0 is not in the range x>=1"),
         (("VIDEO", "--tokens-per-frame", "0"), "'--tokens-per-frame': 0 is not in the range x>=1"),
         (("VIDEO", "--tokens-per-frame", "17"), "--tokens-per-frame must be at most 16"),
         (("VIDEO", "--frames", "0"), "'--frames': 0 is not in the range x>=1"),
         (("VIDEO", "--frames", "some"), "'--frames': 'some' is not a valid integer"),
         (("VIDEO", "--fps", "0"), "'--fps': 0.0 is not in the range x>0"),
-        (("VIDEO", "--fps", "nan"), "--fps must be a number above 0"),
+        (("VIDEO", "--fps", "nan"), "'--fps': nan is not a finite number"),
+        (("VIDEO", "--fps", "inf"), "'--fps': inf is not a finite number"),
         (("VIDEO", "--device", "toaster"), "--device must be auto, cpu, cuda or cuda:N"),
         (("VIDEO", "--device", "cuda:99"), "--device 'cuda:99' is not there"),
         (("VIDEO", "--dtype", "int8"), "'--dtype': 'int8' is not one of"),
@@ -192,6 +197,17 @@ def test_frames_that_make_no_number_are_null_in_json(
         (("VIDEO", "--report", "/proc/report"), "no report can be written to"),
         (("VIDEO", "--json", "FOLDER"), "it is a folder"),
         (("VIDEO", "--json", "FOLDER/nowhere/x.json"), "there is no folder"),
+        (("",), "it is empty"),
+        (("VIDEO", "--report", ""), "'--report': it is empty"),
+        (("VIDEO", "--json", ""), "'--json': it is empty"),
+        (("VIDEO", "--json", "VIDEO"), "--json would overwrite the video"),
+        (("VIDEO", "--json", "FOLDER/../FOLDER_NAME/grey.mp4"), "--json would overwrite the video"),
+        (
+            ("VIDEO", "--report", "FOLDER/r", "--json", "FOLDER/r/index.html"),
+            "the page of --report",
+        ),
+        (("VIDEO", "--json", "LONG"), "file name too long"),
+        (("LONG",), "is not a path that can be opened"),
         (("VIDEO", "VIDEO"), "unexpected extra argument"),
         (("VIDEO", "--no-such-option"), "No such option"),
     ],
@@ -200,14 +216,21 @@ def test_bad_input_is_one_line_and_code_two(
     stc: Stc, tiny_model: Path, video: Path, tmp_path: Path, arguments: tuple[str, ...], words: str
 ) -> None:
     real = [
-        word.replace("VIDEO", str(video)).replace("FOLDER", str(tmp_path)) for word in arguments
+        word.replace("VIDEO", str(video))
+        .replace("FOLDER_NAME", tmp_path.name)
+        .replace("FOLDER", str(tmp_path))
+        .replace("LONG", 5000 * "a")
+        for word in arguments
     ]
+    before = video.read_bytes()
     outcome = stc("stream", *real, "--model", tiny_model)
     assert outcome.code == 2
     assert words in outcome.err
     assert outcome.err.startswith("stc: ")
     assert outcome.err.count("\n") == 1
+    assert len(outcome.err) < 700
     assert "ViT" not in outcome.out
+    assert video.read_bytes() == before
 
 
 @pytest.mark.parametrize("arguments", [("nothing",), ("stream", "-z"), ("--bad",)])
@@ -287,7 +310,7 @@ def test_missing_packages_are_named(stc: Stc, video: Path, monkeypatch: pytest.M
     assert outcome.code == 2
     assert outcome.err == (
         "stc: stc stream needs packages that are not installed (av, pillow): "
-        "pip install 'stc-kernels[video]'\n"
+        "pip install 'stc-kernels[video]', or, in a clone of it, pip install '.[video]'\n"
     )
 
 
@@ -313,7 +336,12 @@ def test_ctrl_c_leaves_what_there_is(tiny_model: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stc_stream.cli", "stream", str(folder), "--model",
                str(tiny_model), "--report", str(report), "--json", str(document)]  # fmt: skip
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what runs in the background deaf to it, and so would be the child.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -367,6 +395,146 @@ def test_help(stc: Stc, arguments: tuple[str, ...], words: list[str]) -> None:
     assert (outcome.code, outcome.err) == (0, "")
     for word in words:
         assert word in outcome.out
+
+
+@pytest.mark.parametrize(("option", "value"), [("--update-ratio", "nan"), ("--fps", "nan")])
+def test_nan_is_refused_before_anything_is_loaded(option: str, value: str) -> None:
+    code = (
+        f"import sys; from stc_stream.cli import main; main(['stream', '{option}', '{value}']);"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "words"), [("", "'--model': it is empty"), ("VIDEO", "is a file, but a model is a")]
+)
+def test_a_model_that_is_no_folder(stc: Stc, video: Path, model: str, words: str) -> None:
+    outcome = stc("stream", video, "--model", model.replace("VIDEO", str(video)))
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert words in outcome.err
+
+
+def test_names_are_printed_as_they_are(
+    stc: Stc, tiny_model: Path, video: Path, tmp_path: Path
+) -> None:
+    odd = video.rename(tmp_path / "[bold] [red :smile:.mp4")
+    model = shutil.copytree(tiny_model, tmp_path / "m[" / "b]")
+    report, document = tmp_path / "x[" / "b]y", tmp_path / ":cat:.json"
+    outcome = stc("stream", odd, "--model", model, "--report", report, "--json", document)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert f"{odd.name} through {model}," in outcome.out
+    assert f"{odd.name}: 8 frames" in outcome.out
+    assert f"JSON: {document}\nreport: {report / 'index.html'}\n" in outcome.out
+
+
+def test_an_image_is_not_overwritten_by_the_json(stc: Stc, tmp_path: Path) -> None:
+    image = tmp_path / "0.png"
+    Image.new("RGB", (20, 20)).save(image)
+    outcome = stc("stream", tmp_path, "--json", image)
+    assert outcome.code == 2
+    assert "--json would overwrite the video" in outcome.err
+
+
+def test_a_link_to_the_video_is_not_overwritten(stc: Stc, video: Path, tmp_path: Path) -> None:
+    (tmp_path / "hard.json").hardlink_to(video)
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "index.html").symlink_to(video)
+    outcome = stc("stream", video, "--json", tmp_path / "hard.json")
+    assert "--json would overwrite the video" in outcome.err
+    outcome = stc("stream", video, "--report", tmp_path / "page")
+    assert "--report would overwrite the video" in outcome.err
+
+
+def test_names_that_are_no_text(tiny_model: Path, video: Path, tmp_path: Path) -> None:
+    """Bytes that are no UTF-8 in the video's name, and an output that takes ASCII only."""
+    for encoding, name in (("utf-8", b"caf\xe9.mp4"), ("ascii", "café ☃.mp4".encode())):
+        odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+        shutil.copy(video, odd)
+        document, report = tmp_path / f"{encoding}.json", tmp_path / encoding
+        done = subprocess.run(
+            [sys.executable, "-m", "stc_stream.cli", "stream", str(odd), "--model",
+             str(tiny_model), "--json", str(document), "--report", str(report)],
+            capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": encoding},
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, b"")
+        jsonschema.validate(json.loads(document.read_text(encoding="utf-8")), stream_schema())
+        assert "STC report: caf" in (report / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_json_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = tmp_path / "numbers.json"
+    document.write_text("before")
+    write_whole(document, "after")
+    assert document.read_text() == "after"
+
+    def full(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[:2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(document, "never")
+    assert document.read_text() == "after"
+    assert list(tmp_path.iterdir()) == [document]
+
+
+def test_a_reader_that_goes_early_still_gets_its_files(
+    tiny_model: Path, video: Path, tmp_path: Path
+) -> None:
+    document = tmp_path / "numbers.json"
+    command = [sys.executable, "-m", "stc_stream.cli", "stream", str(video), "--model",
+               str(tiny_model), "--json", str(document)]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        # Gone before the first line, so that no timing decides whether a write fails.
+        process.stdout.close()
+        err, code = process.stderr.read(), process.wait(60)
+    assert (code, err) == (0, b"")
+    assert len(json.loads(document.read_text())["frames"]) == 8
+
+
+def test_recording_is_not_timed(
+    tiny_model: Path, sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run that is looked at is another than the timed one, and gives the same features."""
+    tower = load_tower(str(tiny_model), device="cpu")
+    timed: list[torch.Tensor] = []
+    recorded: list[torch.Tensor] = []
+    inside = False
+    with StreamComparison(tower, CacherConfig(refresh_interval=2)) as comparison:
+        features, record, watch = comparison._features, comparison._cacher.record, comparison._timed
+
+        def kept_features(pixels: torch.Tensor) -> torch.Tensor:
+            output = features(pixels)
+            (timed if inside else recorded).append(output)
+            return output
+
+        def kept_watch(run: Callable[[], object]) -> tuple[object, float]:
+            nonlocal inside
+            inside = True
+            result = watch(run)
+            inside = False
+            return result
+
+        def watched_record() -> AbstractContextManager[object]:
+            assert not inside
+            return record()
+
+        monkeypatch.setattr(comparison, "_features", kept_features)
+        monkeypatch.setattr(comparison, "_timed", kept_watch)
+        monkeypatch.setattr(comparison._cacher, "record", watched_record)
+        for frame in open_video(sample, frames=5):
+            timed.clear()
+            recorded.clear()
+            comparison.step(frame)
+            assert len(timed) == 2
+            assert any(torch.equal(recorded[-1], output) for output in timed)
 
 
 def test_version(stc: Stc) -> None:

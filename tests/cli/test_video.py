@@ -213,3 +213,41 @@ def test_a_silent_network_stream_gives_up_and_hides_its_password() -> None:
         with pytest.raises(VideoError, match=r"did not answer within 0\.5 s") as caught:
             open_video(url, timeout=0.5)
     assert "secret" not in str(caught.value)
+
+
+def test_a_relative_name_with_a_colon(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video.rename(tmp_path / "12:30.mp4")
+    monkeypatch.chdir(tmp_path)
+    frames, _ = frames_and_warnings("12:30.mp4")
+    assert len(frames) == 8
+
+
+def test_an_image_too_large_to_be_meant_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    for number, side in enumerate((20, 60, 20)):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{number}.png")
+    frames, warnings = frames_and_warnings(tmp_path)
+    assert [frame.index for frame in frames] == [0, 2]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("frame 1, 1.png, is left out: Image size (3600 pixels)")
+
+
+def test_an_empty_source_is_no_folder() -> None:
+    with pytest.raises(VideoError, match="^the source is empty: give"):
+        open_video("")
+
+
+def test_a_folder_named_like_a_camera_is_hinted_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VideoError) as error:
+        open_video("97")
+    assert "./97" not in str(error.value)
+    (tmp_path / "97").mkdir()
+    with pytest.raises(VideoError, match=r"there is no camera 97 .* is \./97$"):
+        open_video("97")

@@ -154,6 +154,11 @@ def _random_tower(device: torch.device, dtype: torch.dtype) -> VisionTower:
 
 def _pretrained_tower(name: str, device: torch.device, dtype: torch.dtype) -> VisionTower:
     local = os.path.isdir(name)
+    if not local and os.path.exists(name):
+        raise ModelError(
+            f"{name!r} is a file, but a model is a folder: give a folder that holds one, or a name "
+            "on the hub"
+        )
     offline = not local and not _on_hub(name)
     try:
         config, _ = transformers.PretrainedConfig.get_config_dict(name, local_files_only=offline)

@@ -14,6 +14,7 @@ import torch
 import stc_kernels
 from stc_stream.report.run import StreamRun
 from stc_stream.report.versions import cores, processor, versions
+from stc_stream.report.whole import write_whole
 
 SCHEMA_VERSION = 1
 
@@ -63,7 +64,7 @@ def write_document(run: StreamRun, path: Path) -> None:
     """Write `stream_document` to a file.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; a file that was there before stays as it was.
     """
     text = json.dumps(stream_document(run), indent=2, allow_nan=False, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_whole(path, text + "\n")

@@ -9,6 +9,7 @@ import torch
 from rich.table import Table
 
 import stc_kernels
+from stc_kernels._registry import SCHEMAS
 from stc_stream.report.versions import cores, processor, versions
 
 
@@ -43,5 +44,4 @@ def info_table(built: Mapping[str, Any]) -> Table:
 
 
 def _ops() -> list[str]:
-    helpers = ("build_info", "implementation")
-    return [name for name in stc_kernels.__all__ if name not in helpers]
+    return [name for name in stc_kernels.__all__ if name in SCHEMAS]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,6 +17,7 @@ from stc_stream.report.pictures import OUTLINE, TINT, colour_bar, inline, overla
 from stc_stream.report.run import StreamRun
 from stc_stream.report.table import verdict
 from stc_stream.report.versions import cores, processor, versions
+from stc_stream.report.whole import write_whole
 
 PAGE = "index.html"
 
@@ -31,12 +31,7 @@ def write_report(run: StreamRun, moments: Sequence[Moment], directory: Path) -> 
     page = directory / PAGE
     text = render(run, moments)
     directory.mkdir(parents=True, exist_ok=True)
-    draft = directory / f".{PAGE}-{uuid.uuid4().hex}"
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(page)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(page, text)
     return page
 
 

@@ -15,6 +15,7 @@ from stc_stream.comparison import FrameView
 TINT = (255, 122, 0)
 OUTLINE = (0, 229, 255)
 WIDTH = 576
+TALLEST = 1152
 COLOUR_MAP = "magma"
 
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
@@ -24,12 +25,14 @@ def overlay(view: FrameView) -> Image.Image:
     """Draw a frame with its recomputed patches tinted and its kept patches outlined.
 
     A patch is tinted the stronger, the more layers recomputed it; one that no layer did is grey
-    and dim. The outline goes around each group of patches that the Pruner kept.
+    and dim. The outline goes around each group of patches that the Pruner kept. The picture is
+    576 pixels wide, or, of a frame more than twice as tall as wide, 1152 tall.
     """
     image = Image.fromarray(view.image)
-    height = max(1, round(WIDTH * image.height / image.width))
-    pixels = np.asarray(image.resize((WIDTH, height), Image.Resampling.LANCZOS), np.float32)
-    rows, columns = _patch_of(height, view.grid[0]), _patch_of(WIDTH, view.grid[1])
+    scale = min(WIDTH / image.width, TALLEST / image.height)
+    width, height = max(1, round(scale * image.width)), max(1, round(scale * image.height))
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS), np.float32)
+    rows, columns = _patch_of(height, view.grid[0]), _patch_of(width, view.grid[1])
     share = view.recomputed[rows][:, columns, None]
     reused = 0.72 * (pixels @ _GREY)[..., None] + 14.0
     tinted = 0.52 * pixels + 0.48 * np.array(TINT, np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 
 from stc_stream.comparison import Latency
 from stc_stream.report.run import StreamRun
@@ -27,7 +28,9 @@ def verdict(run: StreamRun) -> str:
 def summary_table(run: StreamRun) -> Table:
     """Return latency, tokens and closeness to dense, at most 80 columns wide."""
     summary = run.summary
-    table = Table(title=f"{run.source}: {summary.frames} frames", title_justify="left")
+    # As a Text: a file's name may look like markup.
+    title = Text(f"{run.source}: {summary.frames} frames", style="table.title")
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     for heading in ("median", "p95", "mean"):
         table.add_column(heading, justify="right")

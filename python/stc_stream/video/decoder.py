@@ -30,7 +30,8 @@ def open_file(path: Path, warn: Warn) -> Opened:
         VideoError: it is no video, or one that FFmpeg cannot read.
     """
     try:
-        container = av.open(str(path))
+        # Of a relative name with a colon, FFmpeg would take what is before it for a protocol.
+        container = av.open(str(path.absolute()))
     except av.error.PermissionError:
         raise VideoError(f"{path} may not be read: check its permissions") from None
     except (av.FFmpegError, ValueError) as error:

@@ -38,7 +38,13 @@ def _images(paths: Sequence[Path], warn: Warn) -> Iterator[Frame]:
         try:
             with Image.open(path) as image:
                 picture = ImageOps.exif_transpose(image).convert("RGB")
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        except (
+            Image.DecompressionBombError,
+            UnidentifiedImageError,
+            OSError,
+            ValueError,
+            SyntaxError,
+        ) as error:
             reason = str(error).partition("\n")[0]
             warn(f"frame {index}, {path.name}, is left out: {reason}")
             continue

@@ -12,6 +12,7 @@ from types import TracebackType
 from stc_stream.video.frames import DamagedVideoWarning, Frame, Opened, VideoError, Warn
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_REMEDY = "give a video file, a folder of images, a camera number or an rtsp:// address"
 
 
 class FrameStream(Iterator[Frame]):
@@ -88,8 +89,15 @@ def _open(source: str | Path | int, timeout: float, warn: Warn) -> Opened:
     from stc_stream.video import decoder, folder
 
     text = str(source)
+    if not text:
+        raise VideoError(f"the source is empty: {_REMEDY}")
     if text.isascii() and text.isdecimal():
-        return decoder.open_camera(int(text), timeout, warn)
+        try:
+            return decoder.open_camera(int(text), timeout, warn)
+        except VideoError as error:
+            if not Path(text).exists():
+                raise
+            raise VideoError(f"{error}; the file or folder of that name is ./{text}") from None
     if _URL.match(text):
         return decoder.open_url(text, timeout, warn)
     path = Path(text)
@@ -101,11 +109,12 @@ def _open(source: str | Path | int, timeout: float, warn: Warn) -> Opened:
     except PermissionError:
         raise VideoError(f"{text} may not be read: check its permissions") from None
     except (OSError, ValueError) as error:
-        raise VideoError(f"{text!r} is not a path that can be opened: {error}") from None
-    raise VideoError(
-        f"there is no file or folder {text}: give a video file, a folder of images, a camera "
-        "number or an rtsp:// address"
-    )
+        # An OSError's own text would repeat the whole path.
+        reason = getattr(error, "strerror", None) or str(error)
+        raise VideoError(
+            f"{text!r} is not a path that can be opened ({reason.lower()}): {_REMEDY}"
+        ) from None
+    raise VideoError(f"there is no file or folder {text}: {_REMEDY}")
 
 
 def _warn(message: str) -> None:
