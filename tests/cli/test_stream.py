@@ -14,7 +14,6 @@ import sys
 import time
 from collections import namedtuple
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import jsonschema
@@ -497,44 +496,6 @@ def test_a_reader_that_goes_early_still_gets_its_files(
         err, code = process.stderr.read(), process.wait(60)
     assert (code, err) == (0, b"")
     assert len(json.loads(document.read_text())["frames"]) == 8
-
-
-def test_recording_is_not_timed(
-    tiny_model: Path, sample: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The run that is looked at is another than the timed one, and gives the same features."""
-    tower = load_tower(str(tiny_model), device="cpu")
-    timed: list[torch.Tensor] = []
-    recorded: list[torch.Tensor] = []
-    inside = False
-    with StreamComparison(tower, CacherConfig(refresh_interval=2)) as comparison:
-        features, record, watch = comparison._features, comparison._cacher.record, comparison._timed
-
-        def kept_features(pixels: torch.Tensor) -> torch.Tensor:
-            output = features(pixels)
-            (timed if inside else recorded).append(output)
-            return output
-
-        def kept_watch(run: Callable[[], object]) -> tuple[object, float]:
-            nonlocal inside
-            inside = True
-            result = watch(run)
-            inside = False
-            return result
-
-        def watched_record() -> AbstractContextManager[object]:
-            assert not inside
-            return record()
-
-        monkeypatch.setattr(comparison, "_features", kept_features)
-        monkeypatch.setattr(comparison, "_timed", kept_watch)
-        monkeypatch.setattr(comparison._cacher, "record", watched_record)
-        for frame in open_video(sample, frames=5):
-            timed.clear()
-            recorded.clear()
-            comparison.step(frame)
-            assert len(timed) == 2
-            assert any(torch.equal(recorded[-1], output) for output in timed)
 
 
 def test_version(stc: Stc) -> None:

@@ -25,16 +25,12 @@ Result = TypeVar("Result")
 # A patch whose pixels change by more than this, of 1, moves: twice what sensor noise does.
 MOVING = 0.02
 
-# The same frames twice, as two streams of the Cacher.
-_TIMED, _RECORDED = "timed", "recorded"
-
 
 class StreamComparison:
     """A tower that sees every frame twice: as it is, and with a Cacher and a Pruner.
 
     Both ways run in the same process on the same input; which goes first alternates, a warm-up
-    comes before the first frame, and reading and resizing pictures is not part of the time. Nor is
-    looking at what the Cacher did, for which it runs once more.
+    comes before the first frame, and reading and resizing pictures is not part of the time.
 
     Args:
         tower: from `load_tower`; it has a Cacher attached until `close`.
@@ -92,14 +88,11 @@ class StreamComparison:
         dense_first = (self._count + self._count // self.cacher_config.refresh_interval) % 2 == 0
         if dense_first:
             dense, dense_ms = self._timed(lambda: self._dense(pixels))
-        with self._cacher.streams([_TIMED]):
+        with self._cacher.record() as recording:
             compressed, compressed_ms = self._timed(lambda: self._features(pixels))
         if not dense_first:
             dense, dense_ms = self._timed(lambda: self._dense(pixels))
         pruned, pruner_ms = self._timed(lambda: self._pruner(compressed))
-        # Recording copies keys, which would count as time of the Cacher: it has a run of its own.
-        with self._cacher.streams([_RECORDED]), self._cacher.record() as recording:
-            self._features(pixels)
         self._count += 1
 
         difference = self._difference(square)
