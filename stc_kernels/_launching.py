@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
-# The longest row that the choice of tokens is made for in registers, by the number of warps.
+# So many tokens' keys a warp holds in registers while it chooses among them.
 _TOKENS_PER_WARP = 512
 
+# Registers a thread on an NVIDIA GPU: left to itself, ptxas spills some to fit one more block.
+MAX_REGISTERS = 128
 
 # What makes a kernel visible to a tracer; `ahead_of_time` puts its own here, to see the launches.
 wrap: Callable[[Any], Any] = wrap_triton
@@ -25,11 +28,14 @@ def launch(kernel: Any, programs: Any, *args: Any, **meta: Any) -> None:
     # Under TRITON_INTERPRET a kernel is no JITFunction, and older torch refuses to wrap it.
     interpreted = type(kernel).__name__ == "InterpretedFunction"
     target = kernel if interpreted else wrap(kernel)
+    # Neither a tracer nor AMD's compiler knows the option.
+    if target is kernel and not interpreted and torch.version.hip is None:
+        meta["maxnreg"] = MAX_REGISTERS
     target[(programs,)](*args, **meta)
 
 
 def blocks(count: Any, size: int) -> Any:
-    """Return how many blocks of `size` hold `count`; at least one, also for a traced count."""
+    """Return how many blocks of `size` hold `count`, which may be a tracer's."""
     return (count + size - 1) // size
 
 

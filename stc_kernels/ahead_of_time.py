@@ -83,7 +83,8 @@ def compile_for(launch: Launch, target: str) -> Resources:
     nvidia = target.startswith("sm_")
     gpu = gpu_target("cuda", int(target[3:]), 32) if nvidia else gpu_target("hip", target, 64)
     warps = launch.meta["num_warps"]
-    compiled = triton_compiler.compile(source, target=gpu, options={"num_warps": warps})
+    options = {"num_warps": warps} | ({"maxnreg": _launching.MAX_REGISTERS} if nvidia else {})
+    compiled = triton_compiler.compile(source, target=gpu, options=options)
     read = _nvidia_resources if nvidia else _amd_resources
     registers, spills = read(compiled)
     return Resources(registers, spills, compiled.metadata.shared, warps)
