@@ -217,7 +217,7 @@ def test_what_an_attached_tower_cannot_do(make_tower, make_clip):
             tower.encoder(inputs_embeds=x, attention_mask=torch.ones(2, 1, 36, 36))
         with pytest.raises(ValueError, match=r"shape \[frames, tokens, channels\].*\[36, 32\]"):
             tower.encoder(x[0])
-        with pytest.raises(ValueError, match=r"attention dropout 0\.1: call eval"):
+        with pytest.raises(ValueError, match=r"dropout 0\.1: call eval"):
             tower.train()(clip)
         with pytest.raises(TypeError, match="but computes in float64"):
             tower.eval().double()(clip)
@@ -256,8 +256,7 @@ def test_it_runs_inside_a_compiled_model(make_tower, make_clip):
 def test_the_representation_says_what_it_is(make_tower):
     cacher = attach_cacher(make_tower())
     assert repr(cacher) == (
-        "<Cacher of a SigLIP tower, 3 layers of 32, CacherConfig(update_ratio=0.25, "
-        "refresh_interval=4, metric='cosine'), 0 streams>"
+        f"<Cacher of a SigLIP tower, 3 layers of 32, {CacherConfig()}, 0 streams>"
     )
     cacher.detach()
     assert "detached" in repr(cacher)

@@ -29,7 +29,8 @@ def test_bad_settings_are_named(settings, error, message):
 
 def test_defaults_and_frozen():
     config = CacherConfig()
-    assert dataclasses.astuple(config) == (0.25, 4, "cosine")
+    assert (config.update_ratio, config.refresh_interval, config.metric) == (0.25, 4, "cosine")
+    assert not any(dataclasses.astuple(config)[3:-2]) and config.reference_keys == "full"
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.update_ratio = 0.5
 

@@ -1,49 +1,130 @@
-"""Which rows are computed whole, against a loop over single frames."""
+"""Which rows are computed whole and who holds a reference, against a loop over single frames."""
 
 from __future__ import annotations
 
 import random
+from collections import OrderedDict
 
-from stc_stream.cacher.schedule import schedule
+import pytest
+import torch
+
+from stc_stream import CacherConfig
+from stc_stream.cacher.references import FrameKind, LayerShape, ReferencePool
+from stc_stream.cacher.schedule import Frames, Streams
+
+SMALL = FrameKind(4, 8, None, torch.float32, torch.float32, torch.device("cpu"))
+LARGE = SMALL._replace(tokens=9)
+SLOT = 3 * 8 * 4
+"""Bytes a token of a tower of one layer."""
+
+
+def make_streams(**settings):
+    return Streams(CacherConfig(**settings), lambda kind: ReferencePool(kind, [LayerShape(8, 8)]))
+
+
+def run(streams, names, kinds=None, finite=None):
+    """Plan and commit a batch; return for each row "whole", or the row or slot it reads."""
+    kinds = kinds or [SMALL] * len(names)
+    frames = Frames(kinds, lambda: finite or [True] * len(names))
+    plans = streams.plan(names, frames)
+    rows = {}
+    for plan in plans:
+        rows |= {plan.rows[row]: "whole" for row in plan.refresh}
+        rows |= {plan.rows[r]: ("slot", s) for r, s in zip(plan.stored, plan.slots, strict=True)}
+        rows |= {
+            plan.rows[row]: ("row", plan.rows[plan.refresh[source]])
+            for row, source in zip(plan.joined, plan.sources, strict=True)
+        }
+    streams.commit(plans, 1, [None] * len(plans))
+    return [rows[row] for row in range(len(names))]
 
 
 def test_interval_counts_the_frames_of_each_stream():
-    plan = schedule(["a", "b", "a", "a", "b"], {}, set(), 2)
-    assert plan.refresh == (0, 1, 3)
-    assert plan.joined == (2, 4)
-    assert plan.joined_reference == (0, 1)
-    assert plan.stored == ()
-    assert plan.references == {"a": 2, "b": 1}
+    rows = run(make_streams(refresh_interval=2), ["a", "b", "a", "a", "b"])
+    assert rows == ["whole", "whole", ("row", 0), "whole", ("row", 1)]
 
 
-def test_without_a_reference_a_frame_is_whole_and_the_count_goes_on():
-    plan = schedule(["a", "a", "a"], {"a": 5}, set(), 4)
-    assert plan.refresh == (0,)
-    assert plan.joined == (1, 2)
-    plan = schedule(["a", "a", "a", "a"], {"a": 5}, {"a"}, 4)
-    assert plan.stored == (0, 1, 2)
-    assert plan.refresh == (3,)
+def test_a_frame_that_is_not_finite_leaves_no_reference():
+    streams = make_streams(refresh_interval=4)
+    rows = run(streams, ["a", "a", "a"], finite=[False, True, False])
+    assert rows == ["whole", "whole", ("row", 1)]
+    assert streams.counts.rejected == 1
+    assert run(streams, ["a", "a"]) == [("slot", 0), "whole"]
 
 
-def test_a_batch_is_its_rows_one_by_one(seed):
+def test_staggered_streams_refresh_in_turn():
+    streams = make_streams(refresh_interval=4, stagger=True)
+    names = list("abcdefgh")
+    assert run(streams, names) == ["whole"] * 8
+    for _ in range(12):
+        assert run(streams, names).count("whole") == 2
+
+
+def test_staggering_leaves_a_lone_stream_alone():
+    plain, staggered = make_streams(), make_streams(stagger=True)
+    assert run(staggered, ["a"] * 12) == run(plain, ["a"] * 12)
+
+
+def test_no_reference_is_larger_than_the_limit():
+    with pytest.raises(ValueError, match=f"max_bytes must be at least {4 * SLOT}, .* is 10"):
+        run(make_streams(max_bytes=10), ["a"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"max_streams": 2}, {"max_bytes": 13 * SLOT}, {"stagger": True, "max_streams": 3}],
+)
+def test_a_batch_is_its_rows_one_by_one(settings, seed):
     draw = random.Random(seed)
-    for _ in range(200):
-        streams = draw.choices("abcd", k=draw.randrange(1, 20))
-        frames = {name: draw.randrange(9) for name in "abc"}
-        referenced = {name for name in frames if draw.random() < 0.6}
+    for _ in range(60):
         interval = draw.randrange(1, 6)
-        plan = schedule(streams, frames, referenced, interval)
-        source: dict[str, object] = dict.fromkeys(referenced, "stored")
-        counts = dict(frames)
-        last = {}
-        for row, name in enumerate(streams):
-            single = schedule([name], counts, source.keys(), interval)
-            if single.refresh:
-                source[name] = last[name] = plan.refresh.index(row)
-            elif source[name] == "stored":
-                assert row in plan.stored
-            else:
-                assert plan.joined_reference[plan.joined.index(row)] == source[name]
-            counts[name] = counts.get(name, 0) + 1
-        assert plan.references == last
-        assert sorted(plan.refresh + plan.stored + plan.joined) == list(range(len(streams)))
+        together = make_streams(refresh_interval=interval, **settings)
+        singly = make_streams(refresh_interval=interval, **settings)
+        kinds: dict[str, FrameKind] = {}
+        sources: dict[str, object] = {}
+        for batch in range(4):
+            names = draw.choices("abcdef", k=draw.randrange(1, 20))
+            finite = [draw.random() > 0.1 for _ in names]
+            rows_kinds = []
+            for name in names:
+                if draw.random() < 0.1:
+                    kinds[name] = draw.choice([SMALL, LARGE])
+                rows_kinds.append(kinds.setdefault(name, SMALL))
+            rows = run(together, names, rows_kinds, finite)
+            for row, name in enumerate(names):
+                (single,) = run(singly, [name], [rows_kinds[row]], [finite[row]])
+                assert (single == "whole") == (rows[row] == "whole")
+                if single == "whole":
+                    sources[name] = (batch, row)
+                elif rows[row][0] == "row":
+                    assert sources[name] == (batch, rows[row][1])
+                else:
+                    assert sources[name][0] < batch
+            assert together.counts == singly.counts
+            assert list(together) == list(singly)
+
+
+def test_the_stream_not_seen_for_longest_is_forgotten(seed):
+    draw = random.Random(seed)
+    streams, expected = make_streams(max_streams=3, refresh_interval=100), OrderedDict()
+    for _ in range(200):
+        name = draw.choice("abcdef")
+        (row,) = run(streams, [name])
+        assert (row == "whole") == (name not in expected)
+        expected[name] = None
+        expected.move_to_end(name)
+        while len(expected) > 3:
+            expected.popitem(last=False)
+        assert list(streams) == list(expected)
+
+
+def test_a_batch_that_failed_leaves_counts_but_no_references():
+    streams = make_streams(refresh_interval=4)
+    run(streams, ["a", "b", "a"])
+    before = streams.counts
+    streams.plan(["a", "new", "a"], Frames([SMALL] * 3, lambda: [True] * 3))
+    streams.roll_back()
+    assert streams.counts == before
+    assert list(streams) == ["b", "a"]
+    assert run(streams, ["a", "b"])[0] == "whole"
+    assert [row == "whole" for row in run(streams, ["a", "a"])] == [False, True]

@@ -51,7 +51,7 @@ def test_reset_starts_a_stream_anew(make_tower, make_clip):
             ours = features(tower, clip[2:])
         close(ours[0], dense[2])
         assert not torch.allclose(ours[1], dense[3], atol=1e-3)
-        with pytest.raises(ValueError, match=r"'garden'; streams known: 'yard', 'door'"):
+        with pytest.raises(ValueError, match=r"'garden'; streams known: 'door', 'yard'"):
             cacher.reset("door", "garden")
         assert cacher.stats.streams == 2
         cacher.reset()

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from stc_stream.cacher.cacher import Cacher, CacherStats, attach_cacher
 from stc_stream.cacher.config import CacherConfig
+from stc_stream.cacher.policy import RefreshPolicy, StreamFrame
 from stc_stream.cacher.record import LayerRecord, Recording
 
-__all__ = ["Cacher", "CacherConfig", "CacherStats", "LayerRecord", "Recording", "attach_cacher"]
+__all__ = [
+    "Cacher",
+    "CacherConfig",
+    "CacherStats",
+    "LayerRecord",
+    "Recording",
+    "RefreshPolicy",
+    "StreamFrame",
+    "attach_cacher",
+]

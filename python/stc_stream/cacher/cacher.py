@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,17 +10,20 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType, TracebackType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from stc_stream.cacher.change import PixelWatch
 from stc_stream.cacher.config import CacherConfig
-from stc_stream.cacher.layer import Batch, QueryValueProjection, Rows, Selective, run_layer
+from stc_stream.cacher.forward import Forward
+from stc_stream.cacher.graphs import GraphStore
+from stc_stream.cacher.layer import QueryValueProjection
 from stc_stream.cacher.record import Recording
-from stc_stream.cacher.references import FrameKind, ReferencePool
-from stc_stream.cacher.schedule import schedule
-from stc_stream.towers import Tower, TowerLayer, read_tower
+from stc_stream.cacher.references import FrameKind, LayerShape, ReferencePool
+from stc_stream.cacher.schedule import Streams
+from stc_stream.towers import Entry, Tower, read_tower
 
 DEFAULT_STREAM = "default"
 """The stream of every row when no streams are named."""
@@ -33,7 +37,8 @@ def attach_cacher(model: nn.Module, config: CacherConfig | None = None) -> Cache
     without gradients, without dropout and without attention maps. Only this instance is changed.
 
     Args:
-        model: a vision tower that can be read (SigLIP), or a model that holds exactly one.
+        model: a vision tower that can be read (docs/towers.md lists the families), or a model that
+            holds exactly one.
         config: how much to recompute and how often; None: `CacherConfig()`.
 
     Returns:
@@ -61,11 +66,16 @@ class CacherStats:
     Attributes:
         frames: frames run, refresh frames included.
         refreshes: frames computed whole.
-        tokens_recomputed: tokens computed, a frame's T on a refresh and k on a selective one
-            (in each layer as many).
+        tokens_recomputed: tokens computed, a frame's T on a refresh and k on a selective one, and
+            the prefix; where `threshold` chooses k layer by layer, on average over the layers.
         tokens_reused: tokens taken from a reference.
         streams: streams known, each with its frame count.
         bytes: bytes of references held, over all layers and streams.
+        changes: refreshes that `refresh_on_change` asked for.
+        restarts: references dropped because their stream's frames came in another size, dtype or
+            on another device.
+        evictions: streams forgotten for others, for `max_streams` or `max_bytes`.
+        rejected: refresh frames that were not finite, so that nothing was kept of them.
     """
 
     frames: int
@@ -74,6 +84,10 @@ class CacherStats:
     tokens_reused: int
     streams: int
     bytes: int
+    changes: int = 0
+    restarts: int = 0
+    evictions: int = 0
+    rejected: int = 0
 
 
 class Cacher:
@@ -91,20 +105,35 @@ class Cacher:
         self.config = config
         self.tower = tower
         self._lock = threading.RLock()
-        self._streams: dict[Hashable, _Stream] = {}
-        self._pools: dict[FrameKind, ReferencePool] = {}
-        self._done = CacherStats(0, 0, 0, 0, 0, 0)
+        self._last_forward: torch.cuda.Event | None = None
+        self._recomputed = 0
+        self._reused = 0
         self._projections = tuple(
             QueryValueProjection(layer.query, layer.value) for layer in tower.layers
         )
+        shapes = [LayerShape(x.key.out_features, x.value.out_features) for x in tower.layers]
+
+        def make_pool(kind: FrameKind) -> ReferencePool:
+            int8 = config.reference_keys == "int8"
+            return ReferencePool(kind, shapes, tower.prefix_tokens, int8, config.cuda_graph)
+
+        self._streams = Streams(config, make_pool)
+        self._graphs = GraphStore() if config.cuda_graph else None
         self._patches = self._patch()
+        watches = config.refresh_on_change is not None or _watches_change(config)
+        self._pixels = PixelWatch(tower.embedding) if watches else None
 
     @property
     def stats(self) -> CacherStats:
         """Counts since attaching, and the streams and bytes held now."""
         with self._lock:
-            held = sum(pool.bytes for pool in self._pools.values())
-            return replace(self._done, streams=len(self._streams), bytes=held)
+            return CacherStats(
+                **vars(self._streams.counts),
+                tokens_recomputed=self._recomputed,
+                tokens_reused=self._reused,
+                streams=len(self._streams),
+                bytes=self._streams.bytes,
+            )
 
     @contextmanager
     def streams(self, names: Sequence[Hashable]) -> Iterator[None]:
@@ -112,6 +141,8 @@ class Cacher:
 
         Args:
             names: one hashable name a row; a batch of another number of rows is a ValueError.
+                Where frames come packed, as Qwen's do, one a frame (temporal patch) or one a row
+                of `grid_thw`.
         """
         if isinstance(names, str) or not isinstance(names, Sequence):
             raise TypeError(f"streams must be a list of one name a row, but is {names!r}")
@@ -146,8 +177,12 @@ class Cacher:
                 if stream not in self._streams:
                     known = ", ".join(map(repr, self._streams)) or "none"
                     raise ValueError(f"no stream is named {stream!r}; streams known: {known}")
-            for stream in streams or tuple(self._streams):
-                self._release(self._streams.pop(stream))
+            if streams:
+                self._streams.forget(*dict.fromkeys(streams))
+                return
+            self._streams.clear()
+            if self._graphs is not None:
+                self._graphs.clear()
 
     def detach(self) -> None:
         """Give the tower back as it was and let go of all references; again is harmless.
@@ -157,20 +192,20 @@ class Cacher:
         """
         with self._lock:
             self._refuse_inside_forward("detach")
-            for module, forward, _ in self._patches:
-                if module.__dict__.get("forward") is not forward:
+            for patch in self._patches:
+                if patch.module.__dict__.get(patch.method) is not patch.replacement:
                     raise RuntimeError(
-                        f"the forward of {type(module).__name__} was replaced after the Cacher "
-                        "was attached: undo that first, then detach"
+                        f"the {patch.method} of {type(patch.module).__name__} was replaced after "
+                        "the Cacher was attached: undo that first, then detach"
                     )
-            for module, _, before in self._patches:
-                if before is None:
-                    del module.forward
-                else:
-                    module.forward = before
+            for patch in self._patches:
+                patch.undo()
             self._patches = ()
             self._streams.clear()
-            self._pools.clear()
+            if self._pixels is not None:
+                self._pixels.remove()
+            if self._graphs is not None:
+                self._graphs.clear()
             for projection in self._projections:
                 projection.clear()
 
@@ -196,73 +231,88 @@ class Cacher:
         raise TypeError("a tower with a Cacher can't be copied or pickled: detach the Cacher first")
 
     def _patch(self) -> tuple[_Patch, ...]:
-        encoder = self.tower.encoder
-        if isinstance(encoder.forward, _EncoderForward):
+        entries = self.tower.entries
+        if any(isinstance(_method(entry), _Entered) for entry in entries):
             raise ValueError("the tower has a Cacher already: detach that one first")
         for number, layer in enumerate(self.tower.layers):
-            for name, module in _bypassed(layer):
+            for name, module in layer.unread():
                 change = _change(module)
                 if change is not None:
                     raise TypeError(
                         f"{name} of the tower's layer {number} has {change}, which a Cacher would "
                         "bypass: merge or remove it first"
                     )
-        self._encode_densely: Callable[..., Any] = encoder.forward
         self._layers_densely = [layer.module.forward for layer in self.tower.layers]
-        patches = [_Patch(encoder, _EncoderForward(self), encoder.__dict__.get("forward"))]
+        patches = [
+            _Patch(entry.module, entry.method, _Entered(self, _method(entry))) for entry in entries
+        ]
         for number, layer in enumerate(self.tower.layers):
-            patches.append(_Patch(layer.module, partial(self._run_layer, number), None))
-        for module, forward, _ in patches:
-            module.forward = forward
+            patches.append(_Patch(layer.module, "forward", partial(self._run_layer, number)))
+        for patch in patches:
+            patch.apply()
         return tuple(patches)
 
-    def _encode(self, *args: Any, **kwargs: Any) -> Any:
+    def _encode(
+        self, densely: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run an entry of the tower, whose layers find their way here."""
         scope = self._scope()
         if scope.paused:
-            return self._encode_densely(*args, **kwargs)
-        if scope.batch is not None:
-            raise RuntimeError("the tower was called again from inside its own forward")
-        args, kwargs, frames = self._checked(args, kwargs)
-        with self._lock, torch.no_grad():
-            names = scope.streams
-            if names is None:
-                names = (DEFAULT_STREAM,) * frames.shape[0]
-            if len(names) != frames.shape[0]:
-                raise ValueError(
-                    f"streams must name each row of the batch: {len(names)} names were given, "
-                    f"but the batch has {frames.shape[0]} rows"
-                )
+            return densely(*args, **kwargs)
+        if scope.forward is not None:
+            if scope.within is densely:
+                raise RuntimeError("the tower was called again from inside its own forward")
+            return densely(*args, **kwargs)
+        grids = self._check(densely, args, kwargs)
+        with self._lock, torch.no_grad(), self._in_turn():
+            forward = Forward(
+                self.tower,
+                self.config,
+                self._streams,
+                self._projections,
+                partial(_names, scope.streams, grids),
+                None if grids is None else [(h, w) for t, h, w in grids for _ in range(t)],
+                self._pixels,
+                self._graphs,
+                scope.recording,
+            )
             try:
-                batch = self._begin(names, frames, scope.recording is not None)
-                with self._scoped(batch=batch):
-                    output = self._encode_densely(*args, **kwargs)
+                with self._scoped(forward=forward, within=densely):
+                    output = densely(*args, **kwargs)
             except BaseException:
-                # Some layers may hold the new reference and others the old one.
-                self._forget_references(names)
+                forward.roll_back()
                 raise
-            self._commit(names, batch)
-            if scope.recording is not None:
-                scope.recording.layers = tuple(batch.records or ())
+            forward.commit()
+            self._recomputed += forward.computed
+            self._reused += forward.tokens - forward.computed
         return output
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Have the device finish the last forward first, which threads may run on other queues."""
+        if self._last_forward is not None:
+            self._last_forward.wait()
+        yield
+        if self.tower.layers[0].key.weight.is_cuda:
+            self._last_forward = torch.cuda.Event()
+            self._last_forward.record()
 
     def _run_layer(self, number: int, *args: Any, **kwargs: Any) -> Any:
         scope = self._scope()
-        batch = scope.batch
-        if batch is None or scope.paused:
+        if scope.forward is None or scope.paused:
             return self._layers_densely[number](*args, **kwargs)
-        x = args[0] if args else kwargs["hidden_states"]
-        if batch.rows == 0:
-            return x
-        return run_layer(self.tower.layers[number], number, self._projections[number], batch, x)
+        output = scope.forward.layer(number, args, kwargs)
+        return (output,) if self.tower.layers[number].returns_tuple else output
 
-    def _checked(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
-        """Refuse what a compressed forward can't do; return the call with contiguous frames."""
-        named = dict(zip(("inputs_embeds", "attention_mask"), args, strict=False)) | kwargs
-        frames: Tensor = named["inputs_embeds"]
-        if named.get("attention_mask") is not None:
-            raise ValueError("attention_mask must be None while a Cacher is attached")
+    def _check(
+        self, densely: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[tuple[int, int, int]] | None:
+        """Refuse what a compressed forward can't do; return the grids of packed frames."""
+        bound = inspect.signature(densely).bind_partial(*args, **kwargs)
+        named = {**bound.arguments, **bound.arguments.get("kwargs", {})}
+        for mask in ("attention_mask", "attn_mask"):
+            if named.get(mask) is not None:
+                raise ValueError(f"{mask} must be None while a Cacher is attached")
         wants_attentions = named.get("output_attentions")
         if wants_attentions is None:
             settings = getattr(self.tower.encoder, "config", None)
@@ -272,106 +322,24 @@ class Cacher:
                 "output_attentions must be False while a Cacher is attached: "
                 "a selective frame has no whole attention map"
             )
+        if named.get("is_causal"):
+            raise ValueError("is_causal must be False while a Cacher is attached")
         for number, layer in enumerate(self.tower.layers):
-            if layer.module.training and layer.attention_dropout > 0:
+            if layer.module.training and layer.dropout > 0:
                 raise ValueError(
                     f"the tower must not drop out while a Cacher is attached, but layer {number} "
-                    f"is in training mode with attention dropout {layer.attention_dropout}: "
-                    "call eval()"
+                    f"is in training mode with dropout {layer.dropout}: call eval()"
                 )
-        if frames.dim() != 3:
-            raise ValueError(
-                f"the encoder's input must have shape [frames, tokens, channels], but has shape "
-                f"{list(frames.shape)}"
-            )
-        if frames.dtype not in _DTYPES:
-            raise TypeError(
-                f"the tower must compute in float32, float16 or bfloat16 while a Cacher is "
-                f"attached, but computes in {str(frames.dtype).removeprefix('torch.')}"
-            )
-        # Patch embeddings come transposed, which every layer after would pay for.
-        frames = frames.contiguous()
-        if args:
-            return (frames, *args[1:]), kwargs, frames
-        return args, {**kwargs, "inputs_embeds": frames}, frames
-
-    def _begin(self, names: Sequence[Hashable], frames: Tensor, recording: bool) -> Batch:
-        """Decide what is done with each row and give each new reference its place."""
-        kind = _kind(frames)
-        pool = self._pools.setdefault(kind, ReferencePool(kind, len(self.tower.layers)))
-        plan = schedule(
-            names,
-            {name: stream.frames for name, stream in self._streams.items()},
-            {name for name, stream in self._streams.items() if stream.pool is pool},
-            self.config.refresh_interval,
-        )
-        for name in plan.references:
-            stream = self._streams.setdefault(name, _Stream())
-            # With every frame a refresh nothing would ever read a reference.
-            if stream.pool is not pool and self.config.refresh_interval > 1:
-                self._release(stream)
-                stream.pool, stream.slot = pool, pool.acquire()
-        if pool.in_use == 0:
-            del self._pools[kind]
-        stored = tuple(self._streams[names[row]].slot for row in plan.stored)
-        return Batch(
-            rows=frames.shape[0],
-            tokens=kind.tokens,
-            updated=self.config.updated_tokens(kind.tokens),
-            metric=self.config.metric,
-            refresh=Rows(plan.refresh, kind.device) if plan.refresh else None,
-            selective=tuple(
-                Selective(Rows(rows, kind.device), is_stored, _index(sources, kind.device))
-                for rows, is_stored, sources in (
-                    (plan.stored, True, stored),
-                    (plan.joined, False, plan.joined_reference),
-                )
-                if rows
-            ),
-            pool=pool,
-            written=tuple(
-                (place, self._streams[name].slot)
-                for name, place in plan.references.items()
-                if self._streams[name].pool is pool
-            ),
-            refreshes=len(plan.refresh),
-            records=[] if recording else None,
-        )
-
-    def _commit(self, names: Sequence[Hashable], batch: Batch) -> None:
-        for name in names:
-            self._streams[name].frames += 1
-        selective = batch.rows - batch.refreshes
-        done = self._done
-        self._done = replace(
-            done,
-            frames=done.frames + batch.rows,
-            refreshes=done.refreshes + batch.refreshes,
-            tokens_recomputed=done.tokens_recomputed
-            + batch.refreshes * batch.tokens
-            + selective * batch.updated,
-            tokens_reused=done.tokens_reused + selective * (batch.tokens - batch.updated),
-        )
-
-    def _forget_references(self, names: Sequence[Hashable]) -> None:
-        for name in set(names):
-            stream = self._streams.get(name)
-            if stream is not None:
-                self._release(stream)
-                if stream.frames == 0:
-                    del self._streams[name]
+        if not self.tower.packed:
+            return None
+        grids = named.get("grid_thw")
+        if not isinstance(grids, Tensor):
+            raise ValueError("grid_thw must be given while a Cacher is attached")
+        return [(int(t), int(h), int(w)) for t, h, w in grids.tolist()]
 
     def _refuse_inside_forward(self, what: str) -> None:
-        if self._scope().batch is not None:
+        if self._scope().forward is not None:
             raise RuntimeError(f"{what} was called from inside the tower's own forward")
-
-    def _release(self, stream: _Stream) -> None:
-        """Take a stream's reference away; the last to leave a pool frees its memory."""
-        if stream.pool is not None:
-            stream.pool.release(stream.slot)
-            if stream.pool.in_use == 0:
-                self._pools.pop(stream.pool.kind, None)
-            stream.pool = None
 
     def _scope(self) -> _Scope:
         return _SCOPES.get().get(id(self), _Scope())
@@ -393,39 +361,51 @@ class _Scope:
     streams: tuple[Hashable, ...] | None = None
     paused: bool = False
     recording: Recording | None = None
-    batch: Batch | None = None
+    forward: Forward | None = None
+    within: Callable[..., Any] | None = None
 
 
 # One variable for all Cachers: a variable of each one's own would never be collected.
 _SCOPES: ContextVar[Mapping[int, _Scope]] = ContextVar("stc_cachers", default=MappingProxyType({}))
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@dataclass(eq=False)
-class _Stream:
-    """A stream's frames so far, and where its reference is; no pool: it has none."""
+class _Patch:
+    """A method put in the place of a module's own, on this instance alone."""
 
-    frames: int = 0
-    pool: ReferencePool | None = None
-    slot: int = 0
+    def __init__(self, module: nn.Module, method: str, replacement: Callable[..., Any]) -> None:
+        self.module = module
+        self.method = method
+        self.replacement = replacement
+        self._before = module.__dict__.get(method)
+
+    def apply(self) -> None:
+        """Put it in place."""
+        setattr(self.module, self.method, self.replacement)
+
+    def undo(self) -> None:
+        """Take it away; the instance has again what it had of its own."""
+        if self._before is None:
+            delattr(self.module, self.method)
+        else:
+            setattr(self.module, self.method, self._before)
 
 
-class _Patch(NamedTuple):
-    """A module, the forward put in its place, and the one the instance had of its own before."""
+class _Entered:
+    """An entry of the tower while a Cacher is attached; `torch.compile` leaves it as it is."""
 
-    module: nn.Module
-    forward: Callable[..., Any]
-    before: Callable[..., Any] | None
+    def __init__(self, cacher: Cacher, densely: Callable[..., Any]) -> None:
+        self._cacher = cacher
+        self._densely = densely
+        disable: Callable[..., Callable[..., Any]] = torch.compiler.disable
+        self._encode = disable(cacher._encode)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._encode(self._densely, args, kwargs)
 
 
-def _bypassed(layer: TowerLayer) -> tuple[tuple[str, nn.Module], ...]:
-    """Return the modules of a layer whose own forward a compressed layer does without."""
-    return (
-        ("the module", layer.module),
-        ("the attention", layer.attention),
-        ("the query projection", layer.query),
-        ("the value projection", layer.value),
-    )
+def _method(entry: Entry) -> Callable[..., Any]:
+    method: Callable[..., Any] = getattr(entry.module, entry.method)
+    return method
 
 
 def _change(module: nn.Module) -> str | None:
@@ -440,25 +420,24 @@ def _change(module: nn.Module) -> str | None:
     return None
 
 
-class _EncoderForward:
-    """The encoder's forward while a Cacher is attached; `torch.compile` leaves it as it is."""
-
-    def __init__(self, cacher: Cacher) -> None:
-        self._cacher = cacher
-        disable: Callable[..., Callable[..., Any]] = torch.compiler.disable
-        self._forward = disable(cacher._encode)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._forward(*args, **kwargs)
+def _watches_change(config: CacherConfig) -> bool:
+    return bool(getattr(config.policy, "watches_change", False))
 
 
-def _kind(frames: Tensor) -> FrameKind:
-    device = frames.device
-    projected = frames.dtype
-    if torch.is_autocast_enabled(device.type):
-        projected = torch.get_autocast_dtype(device.type)
-    return FrameKind(frames.shape[1], frames.shape[2], frames.dtype, projected, device)
-
-
-def _index(values: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=device)
+def _names(
+    given: Sequence[Hashable] | None,
+    grids: Sequence[tuple[int, int, int]] | None,
+    frames: int,
+) -> Sequence[Hashable]:
+    """Return the stream of each of so many frames."""
+    if given is None:
+        return (DEFAULT_STREAM,) * frames
+    if grids is not None and len(given) == len(grids) != frames:
+        return [name for name, (t, _, _) in zip(given, grids, strict=True) for _ in range(t)]
+    if len(given) != frames:
+        rows = f"{frames} rows" if grids is None else f"{frames} frames in {len(grids)} grids"
+        raise ValueError(
+            f"streams must name each row of the batch: {len(given)} names were given, "
+            f"but the batch has {rows}"
+        )
+    return given

@@ -1,4 +1,4 @@
-"""How much a selective frame recomputes, and how often a frame is computed whole."""
+"""How much a selective frame recomputes, how often a frame is computed whole, what is held."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Literal, get_args
 
+from stc_stream.cacher.policy import RefreshPolicy
+
 Metric = Literal["cosine", "dot", "l1", "l2"]
+ReferenceKeys = Literal["full", "int8"]
+BUDGET_STEPS = 16
+"""Into how many steps the tokens of a frame are divided when `threshold` chooses how many."""
 
 
 @dataclass(frozen=True)
@@ -15,35 +20,76 @@ class CacherConfig:
     """Settings of a Cacher, checked when made (arXiv 2512.00891, STC-Cacher).
 
     Attributes:
-        update_ratio: share of a selective frame's tokens that is recomputed, in (0, 1].
+        update_ratio: share of a selective frame's tokens that is recomputed, in (0, 1]; with
+            `threshold`, the largest share.
         refresh_interval: every so many frames of a stream one is computed whole and becomes the
             reference of those after it; at least 1, which computes every frame whole.
         metric: how a token's key is compared with the reference's: "cosine", "dot",
             "l1" (negative sum of absolute differences) or "l2" (negative distance).
+        threshold: recompute the tokens whose similarity is below this, frame by frame and layer
+            by layer: as many as there are, rounded up to a sixteenth of the frame, at most
+            `update_ratio`. None: always `update_ratio`. Costs a wait for the device a layer.
+        refresh_on_change: a frame of whose patches more than this share, in (0, 1], changed since
+            its reference is computed whole at once, as after a scene cut. None: never.
+        stagger: let streams refresh in turn: a stream's second refresh comes early, so that not
+            all refresh in the same batch; after it, every `refresh_interval` frames.
+        policy: decides which frames are computed whole, in place of `refresh_interval`.
+        max_streams: hold references of at most so many streams; the one not seen for longest is
+            forgotten for another. None: of all.
+        max_bytes: hold at most so many bytes of references, likewise.
+        reference_keys: "full" holds reference keys as they are; "int8" in 8 bits with a scale a
+            token. They only rank the tokens.
+        cuda_graph: capture whole batches in CUDA graphs and replay them, where that is possible.
 
     Raises:
-        ValueError: a value out of range. TypeError: a value of another type.
+        ValueError: a value out of range, or settings that exclude each other. TypeError: a value
+            of another type.
     """
 
     update_ratio: float = 0.25
     refresh_interval: int = 4
     metric: Metric = "cosine"
+    threshold: float | None = None
+    refresh_on_change: float | None = None
+    stagger: bool = False
+    policy: RefreshPolicy | None = None
+    max_streams: int | None = None
+    max_bytes: int | None = None
+    reference_keys: ReferenceKeys = "full"
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.update_ratio, bool) or not isinstance(self.update_ratio, Real):
-            raise TypeError(f"update_ratio must be a number, but is {self.update_ratio!r}")
-        if not 0 < self.update_ratio <= 1:
-            raise ValueError(f"update_ratio must be in (0, 1], but is {self.update_ratio}")
-        if isinstance(self.refresh_interval, bool) or not isinstance(
-            self.refresh_interval, Integral
-        ):
-            raise TypeError(f"refresh_interval must be an int, but is {self.refresh_interval!r}")
-        if self.refresh_interval < 1:
-            raise ValueError(f"refresh_interval must be at least 1, but is {self.refresh_interval}")
-        if self.metric not in get_args(Metric):
+        _check_share("update_ratio", self.update_ratio)
+        _check_count("refresh_interval", self.refresh_interval)
+        _check_choice("metric", self.metric, get_args(Metric))
+        if self.threshold is not None:
+            _check_number("threshold", self.threshold)
+            if not math.isfinite(self.threshold):
+                raise ValueError(f"threshold must be finite, but is {self.threshold}")
+        if self.refresh_on_change is not None:
+            _check_share("refresh_on_change", self.refresh_on_change)
+        for name in ("max_streams", "max_bytes"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
+        _check_choice("reference_keys", self.reference_keys, get_args(ReferenceKeys))
+        for name in ("stagger", "cuda_graph"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be a bool, but is {getattr(self, name)!r}")
+        self._check_policy()
+        if self.cuda_graph and self.threshold is not None:
             raise ValueError(
-                f"metric must be one of {', '.join(get_args(Metric))}, but is {self.metric!r}"
+                "cuda_graph needs a fixed number of tokens a frame: leave threshold None"
             )
+
+    def _check_policy(self) -> None:
+        if self.policy is None:
+            return
+        if not callable(getattr(self.policy, "refreshes", None)):
+            raise TypeError(
+                f"policy must have a method refreshes(frame), but {self.policy!r} has none"
+            )
+        if self.stagger:
+            raise ValueError("stagger is for refresh_interval: a policy staggers streams itself")
 
     def updated_tokens(self, tokens: int) -> int:
         """Return k, the tokens of a frame of `tokens` that a selective frame recomputes.
@@ -52,3 +98,30 @@ class CacherConfig:
         of the two.
         """
         return max(1, math.floor(tokens * self.update_ratio))
+
+    def budget_step(self, tokens: int) -> int:
+        """Return what the number of recomputed tokens is a multiple of under `threshold`."""
+        return math.ceil(tokens / BUDGET_STEPS)
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, but is {value!r}")
+
+
+def _check_share(name: str, value: float) -> None:
+    _check_number(name, value)
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} must be in (0, 1], but is {value}")
+
+
+def _check_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an int, but is {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, but is {value}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}")

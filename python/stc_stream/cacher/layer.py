@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import stc_kernels
+from stc_stream.cacher.attention import Positions, attend
 from stc_stream.cacher.record import Comparison, LayerRecord
-from stc_stream.cacher.references import LayerReferences, ReferencePool
-from stc_stream.towers import TowerLayer
+from stc_stream.cacher.references import (
+    LayerReferences,
+    ReferencePool,
+    Refreshed,
+    hide_prefix,
+)
+from stc_stream.towers import Projection, TowerLayer
 
 
 class Rows:
@@ -26,10 +34,13 @@ class Rows:
         self._rows = rows
         self._device = device
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
     @cached_property
     def index(self) -> Tensor:
         """The rows' places, int64."""
-        return torch.tensor(self._rows, dtype=torch.int64, device=self._device)
+        return index_tensor(self._rows, self._device)
 
     def take(self, batch: Tensor) -> Tensor:
         """Return these rows of `batch`, a view where that is possible."""
@@ -43,6 +54,10 @@ class Rows:
             batch[self._first : self._end] = values
         else:
             batch.index_copy_(0, self.index, values)
+
+    def some(self, places: Sequence[int]) -> Rows:
+        """Return those of the rows that are at `places`."""
+        return Rows([self._rows[place] for place in places], self._device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,32 +75,57 @@ class Selective:
     reference_index: Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
+class Budget:
+    """How many tokens of a selective row are recomputed in a layer.
+
+    Attributes:
+        prefix: tokens at the start of a frame that always are.
+        most: patches that are, or at most are with a threshold (k).
+        metric: how keys are compared.
+        threshold: patches less similar than this are recomputed; None: always `most`.
+        step: what the number of patches is rounded up to a multiple of, with a threshold.
+    """
+
+    prefix: int
+    most: int
+    metric: str
+    threshold: float | None = None
+    step: int = 1
+
+    def tokens(self, below: int) -> int:
+        """Return the tokens to recompute when so many, prefix included, are below threshold."""
+        steps = max(1, -(-(below - self.prefix) // self.step))
+        return self.prefix + min(self.most, steps * self.step)
+
+
+@dataclass(eq=False)
 class Batch:
     """What is done with each row of a batch, the same in every layer.
 
     Attributes:
         rows: rows in the batch (B).
         tokens: tokens a row (T).
-        updated: tokens recomputed on a selective row (k).
-        metric: how keys are compared.
-        refresh: rows computed whole, `refreshes` of them; None: none.
+        budget: what is recomputed of a selective row.
+        refresh: rows computed whole; None: none.
         selective: the other rows, by source of references.
         pool: where references are kept.
-        written: (place among the refresh rows, slot in the pool) of each new reference.
+        written: for each new reference, its place among the refresh rows.
+        destinations: the slot in the pool of each, int64; None: there are none.
         records: takes a `LayerRecord` a layer; None when nothing records.
+        computed: tokens computed so far, over all layers that ran.
     """
 
     rows: int
     tokens: int
-    updated: int
-    metric: str
+    budget: Budget
     refresh: Rows | None
-    refreshes: int
     selective: tuple[Selective, ...]
     pool: ReferencePool
-    written: tuple[tuple[int, int], ...]
-    records: list[LayerRecord] | None
+    written: tuple[int, ...] = ()
+    destinations: Tensor | None = None
+    records: list[LayerRecord] | None = None
+    computed: int = 0
 
 
 class QueryValueProjection:
@@ -95,7 +135,7 @@ class QueryValueProjection:
     place by an operation that torch counts; writes through `parameter.data` go unseen.
     """
 
-    def __init__(self, query: nn.Linear, value: nn.Linear) -> None:
+    def __init__(self, query: Projection, value: Projection) -> None:
         self._query = query
         self._value = value
         self.clear()
@@ -104,24 +144,38 @@ class QueryValueProjection:
         """Let go of the joined weight."""
         self._sources: tuple[Tensor | None, ...] = ()
         self._seen: tuple[object, ...] = ()
-        self._weight: Tensor | None = None
-        self._bias: Tensor | None = None
+        self._joined: tuple[Tensor, Tensor | None] | None = None
+        self._version = 0
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Return queries and values side by side: [n, C] to [n, 2C]."""
+        """Return queries and values side by side: [n, C] to [n, query + value channels]."""
+        self.version()
+        assert self._joined is not None
+        return functional.linear(tokens, *self._joined)
+
+    def version(self) -> int:
+        """Return how often the joined weight was made, making it if it is not up to date."""
         sources = (self._query.weight, self._value.weight, self._query.bias, self._value.bias)
         seen = tuple(_state(source) for source in sources)
-        if self._weight is None or seen != self._seen:
-            self._weight, self._bias = _joined(*sources)
+        if self._joined is None or seen != self._seen:
+            self._joined = _joined(*sources)
             # Held so that no new tensor can come to lie at an address that was seen before.
             self._sources = tuple(None if source is None else source.detach() for source in sources)
             self._seen = seen
-        return functional.linear(tokens, self._weight, self._bias)
+            self._version += 1
+        return self._version
 
 
 def run_layer(
-    layer: TowerLayer, number: int, projection: QueryValueProjection, batch: Batch, x: Tensor
-) -> Tensor:
+    layer: TowerLayer,
+    number: int,
+    projection: QueryValueProjection,
+    batch: Batch,
+    x: Tensor,
+    positions: Positions,
+    normed: Tensor | None = None,
+    next_norm: nn.Module | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """Run one layer over a batch and keep the references that its refresh rows leave.
 
     Args:
@@ -130,28 +184,34 @@ def run_layer(
         projection: its query and value projections.
         batch: what to do with each row.
         x: the layer's input, [B, T, C]; left as it is.
+        positions: where the tokens of a frame are.
+        normed: LN1 of x, where the layer before has made it.
+        next_norm: LN1 of the layer after.
 
     Returns:
-        The layer's output, [B, T, C].
+        The layer's output, [B, T, C], and `next_norm` of it where one pass gave both.
     """
-    normed = layer.norm1(x)
+    if normed is None:
+        normed = layer.norm1(x)
     parts = _parts(number, batch, x, normed, layer.key(normed))
     if batch.records is not None:
         batch.records.append(_record(batch, parts))
 
     query_values = projection(_join([part.normed for part in parts]))
+    channels = [layer.query.out_features, layer.value.out_features]
     contexts = []
     for part, query_value in zip(parts, _split(query_values, parts), strict=True):
-        query, part.value = query_value.chunk(2, dim=-1)
+        batch.computed += len(part.rows) * part.computed
+        query, part.value = query_value.split(channels, dim=-1)
+        index = None
         if part.choice is not None:
             part.value = part.choice.merge(part.value, part.choice.source.value)
-        contexts.append(_attend(layer, query, part.key, part.value))
+            index = part.choice.index
+        contexts.append(attend(layer, positions, query, part.key, part.value, index))
 
     attended = layer.output(_join(contexts))
-    residual = _join([part.x for part in parts])
-    # Refresh rows alone have the layer's own input as residual, which is not ours to write.
-    h = residual.add_(attended) if batch.selective else residual + attended
-    expanded = layer.mlp(layer.norm2(h))
+    h, normed = _second_norm(layer, batch, parts, attended)
+    expanded = layer.mlp(normed)
     outputs = _split(h.add_(expanded), parts)
 
     if batch.refresh is not None:
@@ -160,18 +220,25 @@ def run_layer(
         if needed:
             branches = (_split(attended, parts)[0], _split(expanded, parts)[0])
             parts[0].delta = torch.add(*branches).to(x.dtype)
-    for place, part in enumerate(parts):
-        if part.choice is not None:
-            cached = part.choice.source.delta
-            outputs[place] = part.choice.merge(outputs[place], cached, part.frames)
-    if batch.written:
-        _write(batch.pool.writable(number), parts[0], batch.written)
     if len(parts) == 1:
-        return outputs[0]
-    output = torch.empty_like(x)
-    for part, values in zip(parts, outputs, strict=True):
-        part.rows.put(output, values)
-    return output
+        output, normed = _close(parts[0], outputs[0], next_norm)
+    else:
+        output, normed = torch.empty_like(x), None
+        for part, values in zip(parts, outputs, strict=True):
+            part.rows.put(output, _close(part, values, None)[0])
+    # Last, since a slot may be one that another row of this batch was held against.
+    if batch.destinations is not None:
+        left = Refreshed(parts[0].key, parts[0].value, parts[0].delta)
+        batch.pool.write(number, left, batch.written, batch.destinations)
+    return output, normed
+
+
+def index_tensor(values: Sequence[int], device: torch.device) -> Tensor:
+    """Return values as int64 on a device, without waiting for it."""
+    index = torch.tensor(values, dtype=torch.int64)
+    if device.type != "cuda":
+        return index.to(device)
+    return index.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(eq=False)
@@ -182,6 +249,8 @@ class _Choice:
     slot: Tensor
     source: LayerReferences | _Part
     reference_index: Tensor
+    compared: Tensor
+    compared_index: Tensor
 
     def merge(self, updated: Tensor, cached: Tensor, residual: Tensor | None = None) -> Tensor:
         return stc_kernels.merge_tokens(updated, cached, self.slot, self.reference_index, residual)
@@ -192,62 +261,155 @@ class _Part:
     """Rows of one sort on their way through a layer.
 
     F rows, n tokens computed of each (all T on refresh rows, k on selective ones):
-    frames [F, T, C] the layer's input; normed, x [F, n, C] the computed tokens after and before
-    LN1; key [F, T, C]; value [F, T, C] once there is one; delta [F, T, C] likewise.
+    frames [F, T, C] the layer's input; normed [F, n, C] the computed tokens after LN1;
+    key [F, T, C]; value [F, T, C] once there is one; delta [F, T, C] likewise.
     """
 
     rows: Rows
     frames: Tensor
     normed: Tensor
-    x: Tensor
     key: Tensor
     choice: _Choice | None = None
     value: Tensor = field(init=False)
     delta: Tensor = field(init=False)
+
+    @property
+    def computed(self) -> int:
+        return self.normed.shape[1]
+
+    @property
+    def x(self) -> Tensor:
+        """The computed tokens before LN1, [F, n, C]."""
+        if self.choice is None:
+            return self.frames
+        return stc_kernels.gather_tokens(self.frames, self.choice.index)
 
 
 def _parts(number: int, batch: Batch, x: Tensor, normed: Tensor, key: Tensor) -> list[_Part]:
     parts = []
     if batch.refresh is not None:
         rows = batch.refresh
-        frames = rows.take(x)
-        parts.append(_Part(rows, frames, rows.take(normed), frames, rows.take(key)))
+        parts.append(_Part(rows, rows.take(x), rows.take(normed), rows.take(key)))
     for group in batch.selective:
         rows = group.rows
-        frames = rows.take(x)
         current = rows.take(key)
-        source = batch.pool.read(number) if group.stored else parts[0]
+        source: LayerReferences | _Part
+        if group.stored:
+            source = batch.pool.read(number)
+            compared, compared_index = source.keys(group.reference_index, current.dtype)
+        else:
+            source = parts[0]
+            compared = hide_prefix(source.key, batch.budget.prefix)
+            compared_index = group.reference_index
+        kept = (source, group.reference_index, compared, compared_index)
+        frames, candidates = rows.take(x), rows.take(normed)
+        if batch.budget.threshold is not None:
+            parts += _below_threshold(batch.budget, rows, frames, candidates, current, *kept)
+            continue
         index, slot = stc_kernels.select_dynamic(
-            current, source.key, batch.updated, group.reference_index, batch.metric
+            current,
+            compared,
+            batch.budget.prefix + batch.budget.most,
+            compared_index,
+            batch.budget.metric,
         )
-        parts.append(
-            _Part(
-                rows,
-                frames,
-                stc_kernels.gather_tokens(rows.take(normed), index),
-                stc_kernels.gather_tokens(frames, index),
-                current,
-                _Choice(index, slot, source, group.reference_index),
-            )
-        )
+        chosen = stc_kernels.gather_tokens(candidates, index)
+        parts.append(_Part(rows, frames, chosen, current, _Choice(index, slot, *kept)))
     return parts
 
 
-def _attend(layer: TowerLayer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Return the attention's context before the output projection, [F, n, C]."""
-    query, key, value = (
-        tensor.view(*tensor.shape[:2], layer.heads, -1).transpose(1, 2)
-        for tensor in (query, key, value)
+def _below_threshold(
+    budget: Budget,
+    rows: Rows,
+    frames: Tensor,
+    normed: Tensor,
+    current: Tensor,
+    source: LayerReferences | _Part,
+    reference_index: Tensor,
+    compared: Tensor,
+    compared_index: Tensor,
+) -> list[_Part]:
+    """Return a part for each number of tokens that rows have below the threshold, in steps."""
+    similarity = stc_kernels.patch_similarity(current, compared, compared_index, budget.metric)
+    finite = similarity.isfinite()
+    threshold = math.inf if budget.threshold is None else budget.threshold
+    below = ((similarity < threshold) | ~finite).sum(dim=1).tolist()
+    # What cannot be compared comes first, as in `select_dynamic`.
+    scores = torch.where(finite, -similarity, torch.finfo(torch.float32).max)
+    sizes = [budget.tokens(count) for count in below]
+    parts = []
+    for size in sorted(set(sizes)):
+        group = Rows([row for row, own in enumerate(sizes) if own == size], current.device)
+        chosen, index = stc_kernels.topk_gather(group.take(normed), group.take(scores), size)
+        places = torch.arange(size, dtype=torch.int32, device=index.device)
+        slot = index.new_full((len(group), scores.shape[1]), -1, dtype=torch.int32)
+        slot.scatter_(1, index, places.expand(len(group), -1))
+        choice = _Choice(
+            index,
+            slot,
+            source,
+            group.take(reference_index),
+            compared,
+            group.take(compared_index),
+        )
+        own_rows = rows.some([row for row, own in enumerate(sizes) if own == size])
+        parts.append(_Part(own_rows, group.take(frames), chosen, group.take(current), choice))
+    return parts
+
+
+def _second_norm(
+    layer: TowerLayer, batch: Batch, parts: Sequence[_Part], attended: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return h = x + A of all computed tokens, which is the caller's to write, and LN2 of it."""
+    norm, part = layer.norm2, parts[0]
+    if len(parts) == 1 and part.choice is not None and _fuses(norm, part.frames, attended):
+        added = _split(attended, parts)[0]
+        h, normed = stc_kernels.layer_norm_gather(
+            part.frames, part.choice.index, norm.weight, norm.bias, added, norm.eps
+        )
+        return h.flatten(0, 1), normed.flatten(0, 1)
+    residual = _join([part.x for part in parts])
+    # Refresh rows alone have the layer's own input as residual, which is not ours to write.
+    h = residual.add_(attended) if batch.selective else residual + attended
+    return h, norm(h)
+
+
+def _close(
+    part: _Part, values: Tensor, next_norm: nn.Module | None
+) -> tuple[Tensor, Tensor | None]:
+    """Put recomputed and reused tokens together; and norm them, where one pass does both."""
+    choice = part.choice
+    if choice is None:
+        return values, None
+    cached = choice.source.delta
+    if next_norm is not None and _fuses(next_norm, part.frames, values, cached):
+        merged, normed = stc_kernels.merge_tokens_norm(
+            values,
+            cached,
+            choice.slot,
+            next_norm.weight,
+            next_norm.bias,
+            choice.reference_index,
+            part.frames,
+            next_norm.eps,
+        )
+        return merged, normed
+    return choice.merge(values, cached, part.frames), None
+
+
+def _fuses(norm: nn.Module, *tokens: Tensor) -> TypeGuard[nn.LayerNorm]:
+    """Tell whether an op can take the place of a norm over these tokens."""
+    if type(norm) is not nn.LayerNorm or norm.weight is None or len(norm.normalized_shape) != 1:
+        return False
+    if norm._forward_hooks or norm._forward_pre_hooks or "forward" in norm.__dict__:
+        return False
+    dtype, device = tokens[0].dtype, tokens[0].device.type
+    return (
+        norm.weight.dtype in (dtype, torch.float32)
+        and (norm.bias is None or norm.bias.dtype == norm.weight.dtype)
+        and all(each.dtype == dtype for each in tokens)
+        and not torch.is_autocast_enabled(device)
     )
-    context = functional.scaled_dot_product_attention(query, key, value, scale=layer.scale)
-    return context.transpose(1, 2).flatten(2)
-
-
-def _write(references: LayerReferences, refresh: _Part, written: Sequence[tuple[int, int]]) -> None:
-    for place, slot in written:
-        references.key[slot].copy_(refresh.key[place])
-        references.value[slot].copy_(refresh.value[place])
-        references.delta[slot].copy_(refresh.delta[place])
 
 
 def _join(pieces: Sequence[Tensor]) -> Tensor:
@@ -259,15 +421,15 @@ def _join(pieces: Sequence[Tensor]) -> Tensor:
 
 def _split(joined: Tensor, parts: Sequence[_Part]) -> list[Tensor]:
     """Undo `_join`: one [F, n, channels] view a part."""
-    sizes = [part.x.shape[0] * part.x.shape[1] for part in parts]
+    sizes = [len(part.rows) * part.computed for part in parts]
     return [
-        piece.view(*part.x.shape[:2], -1)
+        piece.view(len(part.rows), part.computed, -1)
         for piece, part in zip(torch.split(joined, sizes), parts, strict=True)
     ]
 
 
 def _record(batch: Batch, parts: Sequence[_Part]) -> LayerRecord:
-    device = parts[0].x.device
+    device = parts[0].key.device
     recomputed = torch.ones(batch.rows, batch.tokens, dtype=torch.bool, device=device)
     refreshed = torch.ones(batch.rows, dtype=torch.bool, device=device)
     comparisons = []
@@ -276,9 +438,9 @@ def _record(batch: Batch, parts: Sequence[_Part]) -> LayerRecord:
             recomputed[part.rows.index] = part.choice.slot >= 0
             refreshed[part.rows.index] = False
             # Copied: the pool may hold other references by the time someone asks.
-            reference = part.choice.source.key.index_select(0, part.choice.reference_index)
+            reference = part.choice.compared.index_select(0, part.choice.compared_index)
             comparisons.append(Comparison(part.rows.index, part.key, reference))
-    return LayerRecord(recomputed, refreshed, tuple(comparisons), batch.metric)
+    return LayerRecord(recomputed, refreshed, tuple(comparisons), batch.budget.metric)
 
 
 def _state(source: Tensor | None) -> tuple[object, ...]:

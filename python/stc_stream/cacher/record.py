@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +30,9 @@ class Comparison:
 class LayerRecord:
     """What one layer did with each token of a batch of B rows.
 
+    Tokens are counted with the prefix (class token, registers); of frames of several sizes, T is
+    the largest's, and the others end in tokens that were not recomputed.
+
     Attributes:
         recomputed: bool [B, T], whether the token was recomputed; all of a refresh row were.
         refreshed: bool [B], whether the row was a refresh frame.
@@ -41,14 +44,18 @@ class LayerRecord:
     _metric: str = field(repr=False)
 
     def similarity(self) -> Tensor:
-        """Return each token's similarity to its reference, float32 [B, T]; NaN on refresh rows."""
+        """Return each token's similarity to its reference, float32 [B, T].
+
+        NaN on refresh rows, and for the prefix, which is compared with nothing.
+        """
         similarity = torch.full(
             self.recomputed.shape, torch.nan, dtype=torch.float32, device=self.recomputed.device
         )
         for comparison in self._comparisons:
-            similarity[comparison.rows] = stc_kernels.patch_similarity(
+            found = stc_kernels.patch_similarity(
                 comparison.current, comparison.reference, metric=self._metric
             )
+            similarity[comparison.rows, : found.shape[1]] = found
         return similarity
 
 
@@ -67,3 +74,37 @@ class Recording:
 
     def __len__(self) -> int:
         return len(self.layers)
+
+
+def joined_records(
+    groups: Sequence[tuple[Sequence[int], Sequence[LayerRecord]]],
+) -> tuple[LayerRecord, ...]:
+    """Join what was recorded of frames of one size with what was of others.
+
+    Args:
+        groups: for each size, the rows of the batch and a record a layer.
+    """
+    if len(groups) == 1:
+        return tuple(groups[0][1])
+    layers = zip(*(records for _, records in groups), strict=True)
+    return tuple(
+        _joined([rows for rows, _ in groups], list(records)) for records in layers if records
+    )
+
+
+def _joined(rows: Sequence[Sequence[int]], records: Sequence[LayerRecord]) -> LayerRecord:
+    first = records[0].recomputed
+    batch = sum(map(len, rows))
+    tokens = max(record.recomputed.shape[1] for record in records)
+    recomputed = torch.zeros(batch, tokens, dtype=torch.bool, device=first.device)
+    refreshed = torch.zeros(batch, dtype=torch.bool, device=first.device)
+    comparisons = []
+    for own, record in zip(rows, records, strict=True):
+        places = torch.tensor(own, device=first.device)
+        recomputed[places, : record.recomputed.shape[1]] = record.recomputed
+        refreshed[places] = record.refreshed
+        comparisons += [
+            Comparison(places[each.rows], each.current, each.reference)
+            for each in record._comparisons
+        ]
+    return LayerRecord(recomputed, refreshed, tuple(comparisons), records[0]._metric)

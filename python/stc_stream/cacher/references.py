@@ -2,31 +2,81 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+_GENERATIONS = itertools.count()
+
 
 class FrameKind(NamedTuple):
-    """What two frames must have in common for one to be the reference of the other."""
+    """What two frames must have in common for one to be the reference of the other.
+
+    Attributes:
+        tokens: tokens a frame, prefix included (T).
+        channels: channels a token (C).
+        grid: rows and columns of patches, where frames of several sizes are packed; None: one.
+        dtype: of the tokens.
+        projected_dtype: of queries, keys and values.
+        device: where they are.
+    """
 
     tokens: int
     channels: int
+    grid: tuple[int, int] | None
     dtype: torch.dtype
     projected_dtype: torch.dtype
     device: torch.device
 
 
+class LayerShape(NamedTuple):
+    """Channels of what a layer holds of a token: of keys, of values."""
+
+    key: int
+    value: int
+
+
 @dataclass(frozen=True, eq=False)
 class LayerReferences:
-    """One layer's references, [slots, T, C] each.
+    """One layer's references, [slots, T, channels] each.
 
     Attributes:
-        key, value: projections of the layer-normed input (K_ref, V_ref).
+        key, value: projections of the layer-normed input (K_ref, V_ref); keys of prefix tokens
+            are NaN, which has them recomputed before all others.
+        scale: what 8-bit keys are multiplied with, float32 [slots, T]; None: keys are as they are.
         delta: sum of the attention and the MLP branch's outputs (A_ref + M_ref).
     """
+
+    key: Tensor
+    value: Tensor
+    delta: Tensor
+    scale: Tensor | None = None
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the tensors held."""
+        held = (self.key, self.value, self.delta)
+        return held if self.scale is None else (*held, self.scale)
+
+    def keys(self, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return keys to compare with and which of them each frame is held against.
+
+        Args:
+            index: the slot of each frame, int64 [F].
+            dtype: of the keys that are compared with them.
+        """
+        if self.scale is None:
+            return self.key, index
+        key = self.key.index_select(0, index) * self.scale.index_select(0, index)[..., None]
+        return key.to(dtype), torch.arange(index.shape[0], device=index.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Refreshed:
+    """What a layer's refresh rows leave, [R, T, channels] each, as in `LayerReferences`."""
 
     key: Tensor
     value: Tensor
@@ -36,71 +86,191 @@ class LayerReferences:
 class ReferencePool:
     """References of the streams whose frames are of one kind; a stream holds one slot.
 
-    The tensors hold exactly the slots that were ever in use at once: a reference is hundreds of
-    megabytes in a real tower, next to which copying the others when one is added is nothing.
+    `generation` is another number whenever the tensors have moved, in any pool.
+
+    Args:
+        kind: of the frames.
+        layers: what each layer of the tower holds of a token.
+        prefix_tokens: tokens that are always recomputed, at the start of a frame.
+        int8: whether keys are held in 8 bits.
+        slack: whether to grow by half of what is held, so that the tensors move seldom; else they
+            hold exactly the slots that were ever in use at once.
     """
 
-    def __init__(self, kind: FrameKind, layers: int) -> None:
+    def __init__(
+        self,
+        kind: FrameKind,
+        layers: Sequence[LayerShape],
+        prefix_tokens: int = 0,
+        int8: bool = False,
+        slack: bool = False,
+    ) -> None:
         self.kind = kind
-        self._layers: list[LayerReferences | None] = [None] * layers
-        self._slots = 0
+        self.generation = next(_GENERATIONS)
+        self._shapes = tuple(layers)
+        self._prefix = prefix_tokens
+        self._int8 = int8
+        self._slack = slack
+        self._layers: list[LayerReferences | None] = [None] * len(self._shapes)
+        self._depth: list[int] = []
+        self._room = 0
         self._free: list[int] = []
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one stream's reference, over all layers."""
+        kind, projected = self.kind, self.kind.projected_dtype.itemsize
+        a_token = sum(
+            (shape.key + 4 if self._int8 else shape.key * projected)
+            + shape.value * projected
+            + kind.channels * kind.dtype.itemsize
+            for shape in self._shapes
+        )
+        return kind.tokens * a_token
 
     @property
     def bytes(self) -> int:
         """Bytes held, free slots included."""
-        held = [layer for layer in self._layers if layer is not None]
         return sum(
             tensor.numel() * tensor.element_size()
-            for layer in held
-            for tensor in (layer.key, layer.value, layer.delta)
+            for layer in self._layers
+            if layer is not None
+            for tensor in layer.tensors()
         )
+
+    @property
+    def slots(self) -> int:
+        """Slots that there are, free ones included."""
+        return len(self._depth)
 
     @property
     def in_use(self) -> int:
         """Slots that streams hold."""
-        return self._slots - len(self._free)
+        return len(self._depth) - len(self._free)
 
     def acquire(self) -> int:
         """Give out a slot."""
         if self._free:
             return self._free.pop()
-        self._slots += 1
-        return self._slots - 1
+        self._depth.append(0)
+        return len(self._depth) - 1
 
     def release(self, slot: int) -> None:
         """Take a slot back."""
+        self._depth[slot] = 0
         self._free.append(slot)
+
+    def depth(self, slot: int) -> int:
+        """Return how many layers the reference in a slot has."""
+        return self._depth[slot]
+
+    def written(self, slot: int, layers: int) -> None:
+        """Note that the reference in a slot now has so many layers."""
+        self._depth[slot] = layers
 
     def read(self, layer: int) -> LayerReferences:
         """Return a layer's references."""
         references = self._layers[layer]
         if references is None:
-            raise RuntimeError(
-                f"layer {layer} of the tower was not run on the reference frame, so it has "
-                "nothing to reuse: the layers an encoder runs must be the same on every frame"
-            )
+            raise RuntimeError(f"layer {layer} has no references")
         return references
 
-    def writable(self, layer: int) -> LayerReferences:
-        """Return a layer's references, grown to hold every slot given out."""
+    def reserve(self) -> None:
+        """Make room for every slot given out, layer by layer as each is next written."""
+        if self.slots > self._room:
+            self._room = max(self.slots, self._room * 3 // 2) if self._slack else self.slots
+
+    def allocate(self) -> None:
+        """Make the room that `reserve` has asked for in all layers now."""
+        for layer in range(len(self._layers)):
+            self._writable(layer)
+
+    def write(self, layer: int, refresh: Refreshed, places: Sequence[int], slots: Tensor) -> None:
+        """Keep what refresh rows left in a layer.
+
+        Args:
+            layer: number of the layer.
+            refresh: what they left.
+            places: which of its rows are kept.
+            slots: where each goes, int64 [len(places)] on the pool's device.
+        """
+        references = self._writable(layer)
+        rows = (refresh.key, refresh.value, refresh.delta)
+        # The first so many need no copy, and no index that a graph would have to hold.
+        if list(places) == list(range(len(places))):
+            kept = Refreshed(*(tensor[: len(places)] for tensor in rows))
+        else:
+            kept = Refreshed(*(tensor[list(places)] for tensor in rows))
+        key, scale = self._stored_keys(kept.key)
+        references.key.index_copy_(0, slots, key)
+        if references.scale is not None and scale is not None:
+            references.scale.index_copy_(0, slots, scale)
+        references.value.index_copy_(0, slots, kept.value)
+        references.delta.index_copy_(0, slots, kept.delta)
+
+    def shrink(self) -> dict[int, int]:
+        """Give back the memory of free slots; return where each slot that moved is now."""
+        free = sorted(self._free)
+        used = [slot for slot in range(self.slots) if slot not in set(free)]
+        if not free:
+            return {}
+        moved = {slot: place for place, slot in enumerate(used) if slot != place}
+        for number, layer in enumerate(self._layers):
+            if layer is not None:
+                self._layers[number] = LayerReferences(
+                    layer.key[used],
+                    layer.value[used],
+                    layer.delta[used],
+                    None if layer.scale is None else layer.scale[used],
+                )
+        self._depth = [self._depth[slot] for slot in used]
+        self._free = []
+        self._room = len(used)
+        self.generation = next(_GENERATIONS)
+        return moved
+
+    def _stored_keys(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not self._int8:
+            return hide_prefix(key, self._prefix), None
+        # A token's largest value becomes 127; a token of zeros stays one.
+        scale = key.abs().amax(dim=-1).float() / 127
+        rounded = (
+            key.float() / scale.clamp(min=torch.finfo(torch.float32).tiny)[..., None]
+        ).round()
+        return rounded.to(torch.int8), hide_prefix(scale[..., None], self._prefix)[..., 0]
+
+    def _writable(self, layer: int) -> LayerReferences:
         held = self._layers[layer]
-        if held is not None and held.key.shape[0] == self._slots:
+        if held is not None and held.key.shape[0] == self._room:
             return held
-        kind = self.kind
+        kind, shape = self.kind, self._shapes[layer]
+        key_dtype = torch.int8 if self._int8 else kind.projected_dtype
         grown = LayerReferences(
-            key=self._grown(held.key if held else None, kind.projected_dtype),
-            value=self._grown(held.value if held else None, kind.projected_dtype),
-            delta=self._grown(held.delta if held else None, kind.dtype),
+            key=self._grown(held.key if held else None, (shape.key,), key_dtype),
+            value=self._grown(held.value if held else None, (shape.value,), kind.projected_dtype),
+            delta=self._grown(held.delta if held else None, (kind.channels,), kind.dtype),
+            scale=self._grown(held.scale if held else None, (), torch.float32)
+            if self._int8
+            else None,
         )
         self._layers[layer] = grown
+        self.generation = next(_GENERATIONS)
         return grown
 
-    def _grown(self, held: Tensor | None, dtype: torch.dtype) -> Tensor:
-        shape = (self._slots, self.kind.tokens, self.kind.channels)
+    def _grown(self, held: Tensor | None, last: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        shape = (self._room, self.kind.tokens, *last)
         # A tensor made in inference mode could not be written outside it later.
         with torch.inference_mode(False):
             grown = torch.empty(shape, dtype=dtype, device=self.kind.device)
         if held is not None:
             grown[: held.shape[0]].copy_(held)
         return grown
+
+
+def hide_prefix(key: Tensor, prefix_tokens: int) -> Tensor:
+    """Return reference keys, [R, T, C], with NaN for the prefix: never similar to anything."""
+    if prefix_tokens == 0:
+        return key
+    hidden = key.clone()
+    hidden[:, :prefix_tokens] = torch.nan
+    return hidden

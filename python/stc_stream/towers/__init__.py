@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from torch import nn
 
-from stc_stream.towers import siglip
-from stc_stream.towers.tower import Tower, TowerLayer
+from stc_stream.towers import clip, siglip
+from stc_stream.towers.tower import Entry, Projection, Tower, TowerLayer, Unreadable
 
-__all__ = ["FAMILIES", "Tower", "TowerLayer", "read_tower"]
+__all__ = ["FAMILIES", "Entry", "Projection", "Tower", "TowerLayer", "read_tower"]
 
-FAMILIES = {"SigLIP": siglip}
+FAMILIES: dict[str, ModuleType] = {"SigLIP": siglip, "CLIP": clip}
+"""The families that can be read, each by a module with two functions, `resembles` and `read`."""
 
 
 def read_tower(model: nn.Module) -> Tower:
@@ -35,13 +38,12 @@ def read_tower(model: nn.Module) -> Tower:
     found: list[Tower] = []
     refused: list[str] = []
     for path, module in model.named_modules():
-        for family, reader in FAMILIES.items():
+        for reader in FAMILIES.values():
             if not reader.resembles(module):
                 continue
-            reason = reader.refusal(module)
-            if reason is None:
-                found.append(Tower(family, path, reader.encoder(module), reader.layers(module)))
-            else:
+            try:
+                found.append(reader.read(module, path))
+            except Unreadable as reason:
                 refused.append(f"{type(module).__name__}{f' ({path})' if path else ''} {reason}")
     # A wrapper that passes attributes on (torch.compile's) resembles the tower inside it.
     by_encoder = {id(tower.encoder): tower for tower in reversed(found)}

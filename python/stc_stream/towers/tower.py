@@ -2,9 +2,63 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
+
+Branch = Callable[[Tensor], Tensor]
+"""A part of a layer that maps tokens to tokens: a module, or several in a row."""
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """A linear projection of a layer, or some of the rows of one that is fused with others.
+
+    Attributes:
+        module: the linear module.
+        part: which of `parts` equal runs of output rows it is.
+        parts: how many projections the module holds side by side; 1: it is not fused.
+    """
+
+    module: nn.Linear
+    part: int = 0
+    parts: int = 1
+
+    @property
+    def in_features(self) -> int:
+        """Channels of its input."""
+        return self.module.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Channels of its output."""
+        return self.module.out_features // self.parts
+
+    @property
+    def weight(self) -> Tensor:
+        """Its weight, [out_features, in_features]; a view where it is fused."""
+        return self._own(self.module.weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Its bias, [out_features]; None: none."""
+        bias: Tensor | None = self.module.bias
+        return None if bias is None else self._own(bias)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Project tokens, [.., in_features] to [.., out_features]."""
+        if self.parts == 1:
+            projected: Tensor = self.module(tokens)
+            return projected
+        return functional.linear(tokens, self.weight, self.bias)
+
+    def _own(self, rows: Tensor) -> Tensor:
+        size = self.out_features
+        return rows if self.parts == 1 else rows[self.part * size : (self.part + 1) * size]
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,26 +68,57 @@ class TowerLayer:
     Attributes:
         module: the layer, as the encoder calls it.
         attention: the attention branch's module, whose parts are called in its place.
-        norm1, norm2: the layer norms before attention and before the MLP.
-        query, key, value, output: the projections of the attention branch, C to C.
-        mlp: the MLP, any module from [n, C] to [n, C].
+        norm1, norm2: the norms before attention and before the MLP.
+        query, key, value: the projections of the normed input.
+        output: from the heads' joined output, [n, C], to what the attention branch adds: the
+            output projection, and a layer scale after it where there is one.
+        mlp: the MLP likewise, from [n, C] to [n, C].
         heads: number of attention heads.
         scale: factor on the attention logits.
-        attention_dropout: probability used in training mode.
+        query_norm, key_norm: norm of projected queries and keys, [.., C] to [.., C]; None: none.
+            Keys are compared with their reference before it.
+        dropout: largest probability that anything in the layer drops out with in training mode.
+        returns_tuple: whether the encoder expects `(output,)` of the layer.
     """
 
     module: nn.Module
     attention: nn.Module
     norm1: nn.Module
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
-    output: nn.Linear
+    query: Projection
+    key: Projection
+    value: Projection
+    output: Branch
     norm2: nn.Module
-    mlp: nn.Module
+    mlp: Branch
     heads: int
     scale: float
-    attention_dropout: float
+    query_norm: Branch | None = None
+    key_norm: Branch | None = None
+    dropout: float = 0.0
+    returns_tuple: bool = False
+
+    def unread(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield each module, with its name in an error, that is not called while cached."""
+        yield "the module", self.module
+        yield "the attention", self.attention
+        if self.key.parts > 1:
+            yield "the query, key and value projection", self.key.module
+        else:
+            yield "the query projection", self.query.module
+            yield "the value projection", self.value.module
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A method of a module through which the layers are run.
+
+    Attributes:
+        module: the module.
+        method: name of the method, "forward" or another.
+    """
+
+    module: nn.Module
+    method: str = "forward"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,16 +128,119 @@ class Tower:
     Attributes:
         family: name of the family that reads it.
         path: dotted path of the tower's module in the model; empty for the model itself.
-        encoder: the module that calls the layers one after the other.
+        entries: where a forward begins: the methods that call the layers one after the other.
         layers: the layers, in the order they are called.
+        embedding: the projection of patches, whose input is the pixels.
+        prefix_tokens: tokens before the patches (class token, registers), always recomputed.
+        packed: whether frames come as one sequence of tokens, [sum of T, C], told apart by
+            `grid_thw`; else they come as [frames, T, C].
+        windowed: whether some layers attend within windows of a frame.
     """
 
     family: str
     path: str
-    encoder: nn.Module
+    entries: tuple[Entry, ...]
     layers: tuple[TowerLayer, ...]
+    embedding: nn.Module
+    prefix_tokens: int = 0
+    packed: bool = False
+    windowed: bool = False
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The module that calls the layers."""
+        return self.entries[0].module
 
     @property
     def width(self) -> int:
         """Channels a token (C)."""
         return self.layers[0].key.in_features
+
+
+class Unreadable(Exception):
+    """A module that resembles a tower of a family lacks a part, or has one too many."""
+
+
+def part(parent: nn.Module, path: str, kind: type[nn.Module] | None, where: str = "") -> Any:
+    """Return the module at a dotted path.
+
+    Args:
+        parent: where the path starts.
+        path: as in `model.encoder.layers`.
+        kind: class that it must be an instance of; None: any module.
+        where: what to add to an error, " in layer 3".
+
+    Raises:
+        Unreadable: there is none, or one of another kind.
+    """
+    found: object = parent
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    wanted = nn.Module if kind is None else kind
+    if not isinstance(found, wanted):
+        what = path if kind is None else f"torch.nn.{kind.__name__} as {path}"
+        raise Unreadable(f"has no {what}{where}")
+    return found
+
+
+def first_part(
+    parent: nn.Module, paths: tuple[str, ...], kind: type[nn.Module] | None, where: str = ""
+) -> Any:
+    """Return the module at the first of several paths that leads to one, as `part` does."""
+    for path in paths[:-1]:
+        try:
+            return part(parent, path, kind, where)
+        except Unreadable:
+            continue
+    return part(parent, paths[-1], kind, where)
+
+
+def setting(parent: object, name: str, kind: type, where: str = "") -> Any:
+    """Return an attribute that is no module, converted to `kind`.
+
+    Raises:
+        Unreadable: there is none.
+    """
+    value = getattr(parent, name, None)
+    if value is None:
+        raise Unreadable(f"has no {name}{where}")
+    return kind(value)
+
+
+def in_a_row(*modules: nn.Module | Branch | None) -> Branch:
+    """Return what maps tokens through one module after the other; None and identities are left out.
+
+    At least one must be there that does something.
+    """
+    chain = [part for part in modules if part is not None and not isinstance(part, nn.Identity)]
+    if len(chain) == 1:
+        return chain[0]
+
+    def run(tokens: Tensor) -> Tensor:
+        for module in chain:
+            tokens = module(tokens)
+        return tokens
+
+    return run
+
+
+def dropout(layer: nn.Module) -> float:
+    """Return the largest probability that anything in `layer` drops out with in training mode."""
+    found = [0.0]
+    for module in layer.modules():
+        if isinstance(module, nn.Dropout):
+            found.append(module.p)
+        for name in ("dropout", "attention_dropout", "drop_prob"):
+            value = getattr(module, name, None)
+            if isinstance(value, float | int):
+                found.append(float(value))
+    return max(found)
+
+
+def returns_tuple(layer: nn.Module) -> bool:
+    """Tell whether an encoder expects `(output,)` of a layer.
+
+    Layers that take `output_attentions` return a tuple, with the attention map if it is wanted:
+    so it was in transformers 4, and is in classes written for it.
+    """
+    return "output_attentions" in inspect.signature(layer.forward).parameters

@@ -1,0 +1,467 @@
+"""One compressed forward of a tower, layer by layer, as the encoder calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from stc_stream.cacher.attention import Positions
+from stc_stream.cacher.change import PixelWatch
+from stc_stream.cacher.config import CacherConfig
+from stc_stream.cacher.graphs import GraphStore
+from stc_stream.cacher.layer import (
+    Batch,
+    Budget,
+    QueryValueProjection,
+    Rows,
+    Selective,
+    index_tensor,
+    run_layer,
+)
+from stc_stream.cacher.record import Recording, joined_records
+from stc_stream.cacher.references import FrameKind
+from stc_stream.cacher.schedule import Frames, Plan, Streams
+from stc_stream.towers import Tower
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCall:
+    """What an encoder passes to a layer.
+
+    Attributes:
+        hidden: the tokens, [B, T, C], or packed [sum of T, C].
+        rotary: cos and sin of each patch, [T, D] or packed [sum of T, D]; None: none.
+        segments: where windows of attention start in packed tokens, int32, the end included.
+    """
+
+    hidden: Tensor
+    rotary: tuple[Tensor, Tensor] | None
+    segments: Tensor | None
+
+    @classmethod
+    def read(cls, args: tuple[object, ...], kwargs: dict[str, object]) -> LayerCall:
+        """Read a call by the names that encoders of transformers and timm use."""
+        hidden = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
+        if not isinstance(hidden, Tensor):
+            raise TypeError("a layer of the tower was called without tokens")
+        rotary, segments = kwargs.get("position_embeddings"), kwargs.get("cu_seqlens")
+        return cls(
+            hidden,
+            rotary if isinstance(rotary, tuple) else None,
+            segments if isinstance(segments, Tensor) else None,
+        )
+
+
+@dataclass(eq=False)
+class _Group:
+    """Frames of one kind, and where they lie in the batch's tokens."""
+
+    plan: Plan
+    batch: Batch
+    starts: Sequence[int] | None
+    normed: Tensor | None = None
+    positions: dict[int | None, Positions] = field(default_factory=dict)
+
+    def take(self, tokens: Tensor) -> Tensor:
+        """Return these frames as [F, T, ..], a view where they lie side by side."""
+        if self.starts is None:
+            return tokens
+        size, first, end = self.batch.tokens, self.starts[0], self.starts[-1] + self.batch.tokens
+        if end - first == size * len(self.starts):
+            frames: Tensor = tokens[first:end].unflatten(0, (len(self.starts), size))
+            return frames
+        return torch.stack([tokens[start : start + size] for start in self.starts])
+
+    def put(self, tokens: Tensor, frames: Tensor) -> None:
+        """Write these frames, [F, T, C], to packed tokens."""
+        for start, frame in zip(self.starts or (), frames, strict=True):
+            tokens[start : start + self.batch.tokens] = frame
+
+
+class Forward:
+    """A forward of a tower: planned at its first layer, committed when the encoder returns.
+
+    Args:
+        tower: the tower.
+        config: the Cacher's settings.
+        streams: the Cacher's streams.
+        projections: of queries and values, a layer each.
+        names: gives the stream of each frame, told how many there are.
+        grids: rows and columns of each frame, where frames are packed; None: they are not.
+        pixels: remembers the frames' pixels; None: changes are not watched.
+        graphs: captured batches; None: everything runs eagerly.
+        recording: takes what each layer did; None: nothing does.
+    """
+
+    def __init__(
+        self,
+        tower: Tower,
+        config: CacherConfig,
+        streams: Streams,
+        projections: Sequence[QueryValueProjection],
+        names: Callable[[int], Sequence[Hashable]],
+        grids: Sequence[Grid] | None,
+        pixels: PixelWatch | None,
+        graphs: GraphStore | None,
+        recording: Recording | None,
+    ) -> None:
+        self._tower = tower
+        self._config = config
+        self._streams = streams
+        self._projections = projections
+        self._names = names
+        self._grids = grids
+        self._pixels = pixels
+        self._graphs = graphs if recording is None else None
+        self._recording = recording
+        self._groups: list[_Group] | None = None
+        self._depth = 0
+        self._output: Tensor | None = None
+        self._replayed: list[Tensor] | None = None
+
+    def layer(self, number: int, args: tuple[object, ...], kwargs: dict[str, object]) -> Tensor:
+        """Run a layer, as the encoder calls it."""
+        call = LayerCall.read(args, kwargs)
+        x = call.hidden
+        if self._groups is None:
+            # Patch embeddings come transposed, which every layer after would pay for.
+            x = x.contiguous()
+            self._groups = self._begin(x)
+            self._replayed = self._replay(x, call)
+        elif x is not self._output:
+            # Something between the layers made other tokens of them.
+            self._replayed = None
+            for group in self._groups:
+                group.normed = None
+        self._check_depth(number)
+        if self._replayed is not None:
+            output = self._replayed[number]
+        else:
+            output = self._run(number, x, call)
+        self._depth = max(self._depth, number + 1)
+        self._output = output
+        return output
+
+    @property
+    def computed(self) -> int:
+        """Tokens computed, on average over the layers that ran."""
+        total = sum(group.batch.computed for group in self._groups or ())
+        return round(total / max(1, self._depth))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all frames."""
+        return sum(group.batch.rows * group.batch.tokens for group in self._groups or ())
+
+    def commit(self) -> None:
+        """Count the frames, once the encoder has returned."""
+        groups = self._groups or []
+        self._streams.commit([group.plan for group in groups], self._depth, self._finite())
+        if self._recording is not None:
+            self._recording.layers = joined_records(
+                [(group.plan.rows, group.batch.records or []) for group in groups]
+            )
+
+    def roll_back(self) -> None:
+        """Take back the frames, when the encoder has failed."""
+        self._streams.roll_back()
+
+    def _begin(self, x: Tensor) -> list[_Group]:
+        """Decide what is done with each frame and give each new reference its place."""
+        if x.dtype not in _DTYPES:
+            raise TypeError(
+                f"the tower must compute in float32, float16 or bfloat16 while a Cacher is "
+                f"attached, but computes in {str(x.dtype).removeprefix('torch.')}"
+            )
+        kinds, starts = self._kinds(x)
+        pixels = None
+        if self._pixels is not None:
+            prefix = self._tower.prefix_tokens
+            pixels = self._pixels.take([kind.tokens - prefix for kind in kinds])
+        frames = Frames(
+            kinds,
+            _asks_finite(x, kinds, starts),
+            pixels,
+            None if self._pixels is None else self._pixels.changes,
+        )
+        plans = self._streams.plan(self._names(len(kinds)), frames)
+        return [
+            _Group(
+                plan,
+                self._batch(plan),
+                None if starts is None else [starts[row] for row in plan.rows],
+            )
+            for plan in plans
+        ]
+
+    def _kinds(self, x: Tensor) -> tuple[list[FrameKind], list[int] | None]:
+        """Return the kind of each frame, and where each starts in packed tokens."""
+        device = x.device
+        projected = x.dtype
+        if torch.is_autocast_enabled(device.type):
+            projected = torch.get_autocast_dtype(device.type)
+        dimensions = 3 if self._grids is None else 2
+        if x.dim() != dimensions:
+            raise ValueError(
+                f"the encoder's input must have shape "
+                f"{'[frames, tokens, channels]' if dimensions == 3 else '[tokens, channels]'}, "
+                f"but has shape {list(x.shape)}"
+            )
+        rest = (x.dtype, projected, device)
+        if self._grids is None:
+            return [FrameKind(x.shape[1], x.shape[2], None, *rest)] * x.shape[0], None
+        kinds = [FrameKind(h * w, x.shape[1], (h, w), *rest) for h, w in self._grids]
+        starts = [0]
+        for kind in kinds:
+            starts.append(starts[-1] + kind.tokens)
+        if starts[-1] != x.shape[0]:
+            raise ValueError(
+                f"grid_thw must name all tokens: it comes to {starts[-1]}, but there are "
+                f"{x.shape[0]}"
+            )
+        return kinds, starts[:-1]
+
+    def _batch(self, plan: Plan) -> Batch:
+        device = plan.kind.device
+        return Batch(
+            rows=len(plan.rows),
+            tokens=plan.kind.tokens,
+            budget=self._budget(plan.kind),
+            refresh=Rows(plan.refresh, device) if plan.refresh else None,
+            selective=tuple(
+                Selective(Rows(rows, device), stored, index_tensor(sources, device))
+                for rows, stored, sources in (
+                    (plan.stored, True, plan.slots),
+                    (plan.joined, False, plan.sources),
+                )
+                if rows
+            ),
+            pool=plan.pool,
+            written=plan.written,
+            destinations=index_tensor(plan.destinations, device) if plan.written else None,
+            records=None if self._recording is None else [],
+        )
+
+    def _budget(self, kind: FrameKind) -> Budget:
+        prefix, config = self._tower.prefix_tokens, self._config
+        patches = kind.tokens - prefix
+        return Budget(
+            prefix=prefix,
+            most=config.updated_tokens(patches),
+            metric=config.metric,
+            threshold=config.threshold,
+            step=config.budget_step(patches),
+        )
+
+    def _check_depth(self, number: int) -> None:
+        for group in self._groups or ():
+            if group.plan.depth is not None and number >= group.plan.depth:
+                raise RuntimeError(
+                    f"layer {number} of the tower was not run on the reference frame, so it has "
+                    "nothing to reuse: the layers an encoder runs must be the same on every frame"
+                )
+
+    def _run(self, number: int, x: Tensor, call: LayerCall) -> Tensor:
+        groups = self._groups or []
+        outputs = []
+        for group in groups:
+            output, group.normed = run_layer(
+                self._tower.layers[number],
+                number,
+                self._projections[number],
+                group.batch,
+                group.take(x),
+                self._positions(group, call),
+                group.normed,
+                self._next_norm(number),
+            )
+            outputs.append(output)
+        if not groups:
+            return x
+        if groups[0].starts is None:
+            return outputs[0]
+        if len(groups) == 1:
+            return outputs[0].flatten(0, 1)
+        packed = torch.empty_like(x)
+        for group, output in zip(groups, outputs, strict=True):
+            group.put(packed, output)
+        return packed
+
+    def _next_norm(self, number: int) -> torch.nn.Module | None:
+        layers = self._tower.layers
+        return layers[number + 1].norm1 if number + 1 < len(layers) else None
+
+    def _positions(self, group: _Group, call: LayerCall) -> Positions:
+        """Return where a group's tokens are, worked out once for each sort of windows."""
+        segments = None if call.segments is None else id(call.segments)
+        known = group.positions.get(segments)
+        if known is None:
+            known = group.positions[segments] = self._read_positions(group, call)
+        return known
+
+    def _read_positions(self, group: _Group, call: LayerCall) -> Positions:
+        tokens, start = group.batch.tokens, 0 if group.starts is None else group.starts[0]
+        cos, sin = (None, None)
+        if call.rotary is not None:
+            cos, sin = (
+                _with_prefix(table, start, tokens, self._tower.prefix_tokens, fill)
+                for table, fill in zip(call.rotary, (1.0, 0.0), strict=True)
+            )
+        windows = None
+        if call.segments is not None:
+            ends = [end - start for end in call.segments.tolist()]
+            windows = tuple(sorted({end for end in ends if 0 < end <= tokens}))
+        return Positions(tokens, cos, sin, windows)
+
+    def _replay(self, x: Tensor, call: LayerCall) -> list[Tensor] | None:
+        """Run all layers from a graph; None: they run one by one."""
+        graphs, groups = self._graphs, self._groups
+        if graphs is None or not groups:
+            return None
+        reason = self._not_capturable(groups)
+        if reason is not None:
+            graphs.refuse(reason)
+            return None
+        group = groups[0]
+        plan, positions = group.plan, self._positions(group, call)
+        kept = [plan.refresh[place] for place in plan.written]
+        whole = kept + [row for row in plan.refresh if row not in set(kept)]
+        sources = [whole.index(plan.refresh[place]) for place in plan.sources]
+        order = [*whole, *plan.stored, *plan.joined]
+        sizes = (len(kept), len(whole), len(plan.stored), len(plan.joined))
+        device = plan.kind.device
+        index = index_tensor([*plan.destinations, *plan.slots, *sources, *order], device)
+        destinations, slots, places, rows = index.split([sizes[0], sizes[2], sizes[3], len(order)])
+        tables = () if positions.cos is None else (positions.cos, positions.sin)
+        plan.pool.allocate()
+        weights = tuple(projection.version() for projection in self._projections)
+        key = (plan.kind, plan.pool.generation, sizes, weights)
+
+        def work(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+            return self._all_layers(plan, sizes, inputs)
+
+        frames = group.take(x)
+        given = (frames.index_select(0, rows), destinations, slots, places, *tables)
+        outputs = graphs.run(key, given, work)
+        if outputs is None:
+            return None
+        group.batch.computed = len(self._tower.layers) * (
+            sizes[1] * plan.kind.tokens
+            + (sizes[2] + sizes[3]) * (group.batch.budget.prefix + group.batch.budget.most)
+        )
+        back = torch.empty_like(rows).index_copy_(0, rows, torch.arange(len(order), device=device))
+        in_order = order == sorted(order)
+        outputs = [output if in_order else output.index_select(-3, back) for output in outputs]
+        layers = [*outputs[0], outputs[1]] if len(outputs) == 2 else list(outputs)
+        return [layer if group.starts is None else layer.flatten(0, 1) for layer in layers]
+
+    def _all_layers(
+        self, plan: Plan, sizes: tuple[int, int, int, int], inputs: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """Run every layer over rows in the order: whole, kept ones first, stored, joined.
+
+        Returns the outputs of all layers but the last, stacked, and the last's.
+        """
+        frames, destinations, slots, places, *tables = inputs
+        kept, whole, stored, joined = sizes
+        device = plan.kind.device
+        groups = (
+            (range(whole, whole + stored), True, slots),
+            (range(whole + stored, whole + stored + joined), False, places),
+        )
+        batch = Batch(
+            rows=frames.shape[0],
+            tokens=plan.kind.tokens,
+            budget=self._budget(plan.kind),
+            refresh=Rows(range(whole), device) if whole else None,
+            selective=tuple(
+                Selective(Rows(rows, device), is_stored, sources)
+                for rows, is_stored, sources in groups
+                if rows
+            ),
+            pool=plan.pool,
+            written=tuple(range(kept)),
+            destinations=destinations if kept else None,
+        )
+        cos, sin = tables or (None, None)
+        positions = Positions(plan.kind.tokens, cos, sin)
+        x, normed, outputs = frames, None, []
+        for number, layer in enumerate(self._tower.layers):
+            x, normed = run_layer(
+                layer,
+                number,
+                self._projections[number],
+                batch,
+                x,
+                positions,
+                normed,
+                self._next_norm(number),
+            )
+            outputs.append(x)
+        return outputs if len(outputs) == 1 else (torch.stack(outputs[:-1]), outputs[-1])
+
+    def _not_capturable(self, groups: Sequence[_Group]) -> str | None:
+        device = groups[0].plan.kind.device
+        if len(groups) > 1:
+            return "a batch had frames of several sizes"
+        if torch.is_autocast_enabled(device.type):
+            return "autocast is on"
+        if self._tower.windowed:
+            return f"layers of a {self._tower.family} tower have windows of attention"
+        return None
+
+    def _finite(self) -> list[Tensor | None]:
+        """Tell of each reference that is kept whether its frame came out finite; wait for none."""
+        output = self._output
+        flags: list[Tensor | None] = []
+        for group in self._groups or ():
+            if not group.plan.written or output is None:
+                flags.append(None)
+                continue
+            rows = [group.plan.refresh[place] for place in group.plan.written]
+            frames = group.take(output)
+            flags.append(finite_frames(frames if len(rows) == len(frames) else frames[rows]))
+        return flags
+
+
+def finite_frames(frames: Tensor) -> Tensor:
+    """Tell of each frame, [F, ..], whether all its values are finite: bool [F]."""
+    # Both extremes are NaN where any value is; one pass, and nothing that could overflow.
+    least, greatest = torch.aminmax(frames.flatten(1), dim=1)
+    return least.isfinite() & greatest.isfinite()
+
+
+def _asks_finite(
+    x: Tensor, kinds: Sequence[FrameKind], starts: Sequence[int] | None
+) -> Callable[[], list[bool]]:
+    """Return what tells of each frame of a batch whether its tokens are finite."""
+
+    def ask() -> list[bool]:
+        if starts is None:
+            answers: list[bool] = finite_frames(x).tolist()
+            return answers
+        frames = [
+            x[start : start + kind.tokens][None] for start, kind in zip(starts, kinds, strict=True)
+        ]
+        return [
+            bool(fine) for fine in torch.cat([finite_frames(frame) for frame in frames]).tolist()
+        ]
+
+    return ask
+
+
+def _with_prefix(table: Tensor, start: int, tokens: int, prefix: int, fill: float) -> Tensor:
+    """Return one frame's rows of a rotary table, [T, D], with a prefix that is not turned."""
+    if table.dim() == 3:
+        table = table[0]
+    patches = table[start : start + tokens - prefix]
+    if prefix == 0:
+        return patches
+    return torch.cat([patches.new_full((prefix, patches.shape[1]), fill), patches])

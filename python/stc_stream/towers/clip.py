@@ -1,0 +1,34 @@
+"""CLIP: SigLIP's layers behind a class token.
+
+Also inside LLaVA's CLIPVisionTower (Dispider), which wraps transformers' class.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from stc_stream.towers import siglip
+from stc_stream.towers.tower import Entry, Tower, part
+
+
+def resembles(module: nn.Module) -> bool:
+    """Say whether `module` has an encoder of layers, and embeddings with a class token."""
+    layers = getattr(getattr(module, "encoder", None), "layers", None)
+    embeddings = getattr(module, "embeddings", None)
+    return isinstance(layers, nn.ModuleList) and hasattr(embeddings, "class_embedding")
+
+
+def read(module: nn.Module, path: str) -> Tower:
+    """Read a tower that resembles CLIP's.
+
+    Raises:
+        Unreadable: a part is missing.
+    """
+    return Tower(
+        family="CLIP",
+        path=path,
+        entries=(Entry(part(module, "encoder", None)),),
+        layers=siglip.layers(module),
+        embedding=part(module, "embeddings.patch_embedding", nn.Conv2d),
+        prefix_tokens=1,
+    )
