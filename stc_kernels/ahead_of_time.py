@@ -7,10 +7,12 @@ would launch at real models' shapes.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -68,6 +70,19 @@ def launches(dtype: torch.dtype) -> dict[str, Launch]:
     return found
 
 
+def resources(dtype: torch.dtype, target: str) -> dict[str, Resources]:
+    """Compile every kernel's launches for a target and return what each uses, by its name.
+
+    Raises:
+        ValueError: an unknown target.
+    """
+    found = launches(dtype)
+    # Triton's compiler releases the interpreter's lock, so threads do compile at once.
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        used = threads.map(lambda launch: compile_for(launch, target), found.values())
+        return dict(zip(found, used, strict=True))
+
+
 def compile_for(launch: Launch, target: str) -> Resources:
     """Compile a launch for a GPU architecture of `TARGETS` and return what it uses.
 
@@ -83,7 +98,7 @@ def compile_for(launch: Launch, target: str) -> Resources:
     nvidia = target.startswith("sm_")
     gpu = gpu_target("cuda", int(target[3:]), 32) if nvidia else gpu_target("hip", target, 64)
     warps = launch.meta["num_warps"]
-    options = {"num_warps": warps} | ({"maxnreg": _launching.MAX_REGISTERS} if nvidia else {})
+    options = {"num_warps": warps} | _launching.compiler_options(nvidia=nvidia)
     compiled = triton_compiler.compile(source, target=gpu, options=options)
     read = _nvidia_resources if nvidia else _amd_resources
     registers, spills = read(compiled)
@@ -95,8 +110,9 @@ def table(dtypes: tuple[torch.dtype, ...] = DTYPES) -> str:
     head = "| kernel | dtype | warps | " + " | ".join(TARGETS) + " |"
     lines = [head, "| --- | --- | --- |" + " --- |" * len(TARGETS)]
     for dtype in dtypes:
-        for name, launch in launches(dtype).items():
-            used = [compile_for(launch, target) for target in TARGETS]
+        columns = [resources(dtype, target) for target in TARGETS]
+        for name in columns[0]:
+            used = [column[name] for column in columns]
             cells = [f"{r.registers} / {r.spills} / {r.shared}" for r in used]
             kind = str(dtype).removeprefix("torch.")
             lines.append(f"| `{name}` | {kind} | {used[0].warps} | {' | '.join(cells)} |")

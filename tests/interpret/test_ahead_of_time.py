@@ -15,8 +15,7 @@ from stc_kernels._registry import SCHEMAS
 @pytest.mark.parametrize("target", ahead_of_time.TARGETS)
 def test_no_kernel_spills(target):
     for dtype in ahead_of_time.DTYPES:
-        for name, launch in ahead_of_time.launches(dtype).items():
-            used = ahead_of_time.compile_for(launch, target)
+        for name, used in ahead_of_time.resources(dtype, target).items():
             assert used.spills == 0, f"{name} for {dtype} on {target}: {used}"
             assert 0 < used.registers <= 512
             # What any of these GPUs gives a program without being asked.
