@@ -112,6 +112,36 @@ def test_export_with_dynamic_frames(op):
     torch.testing.assert_close(exported.module()(*tensors(other)), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_packaged_for_any_frame_count(dtype, tmp_path):
+    class AllOps(torch.nn.Module):
+        def forward(self, given):
+            return {
+                op: getattr(torch.ops.stc_kernels, op)(
+                    *(next(tensors) if isinstance(a, torch.Tensor) else a for a in examples[op])
+                )
+                for op, tensors in ((op, iter(given[op])) for op in OPS)
+            }
+
+    def tensors(frames):
+        made = {op: arguments(op, frames, dtype) for op in OPS}
+        return made, {op: [a for a in made[op] if isinstance(a, torch.Tensor)] for op in OPS}
+
+    examples, given = tensors(4)
+    frames = torch.export.Dim("frames", min=2, max=64)
+    dynamic = {op: [{0: frames} if t.shape[0] == 4 else None for t in given[op]] for op in OPS}
+    exported = torch.export.export(AllOps(), (given,), dynamic_shapes=(dynamic,))
+    path = torch._inductor.aoti_compile_and_package(exported, package_path=f"{tmp_path}/ops.pt2")
+    package = torch._inductor.aoti_load_package(path)
+    for count in (4, 9, 13):
+        other, given = tensors(count)
+        actual = package(given)
+        for op in OPS:
+            expected = getattr(stc_kernels, op)(*other[op])
+            torch.testing.assert_close(actual[op], expected, rtol=0, atol=0)
+
+
 def test_bad_shapes_are_found_while_tracing():
     with torch._subclasses.FakeTensorMode():
         tokens = torch.empty(2, 6, 4)
