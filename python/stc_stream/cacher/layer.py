@@ -19,7 +19,6 @@ from stc_stream.cacher.references import (
     LayerReferences,
     ReferencePool,
     Refreshed,
-    hide_prefix,
 )
 from stc_stream.towers import Projection, TowerLayer
 
@@ -299,7 +298,7 @@ def _parts(number: int, batch: Batch, x: Tensor, normed: Tensor, key: Tensor) ->
             compared, compared_index = source.keys(group.reference_index, current.dtype)
         else:
             source = parts[0]
-            compared = hide_prefix(source.key, batch.budget.prefix)
+            compared = batch.pool.as_kept(source.key)
             compared_index = group.reference_index
         kept = (source, group.reference_index, compared, compared_index)
         frames, candidates = rows.take(x), rows.take(normed)

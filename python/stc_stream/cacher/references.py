@@ -70,8 +70,8 @@ class LayerReferences:
         """
         if self.scale is None:
             return self.key, index
-        key = self.key.index_select(0, index) * self.scale.index_select(0, index)[..., None]
-        return key.to(dtype), torch.arange(index.shape[0], device=index.device)
+        key, scale = self.key.index_select(0, index), self.scale.index_select(0, index)
+        return _restored(key, scale, dtype), torch.arange(index.shape[0], device=index.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +208,11 @@ class ReferencePool:
         references.value.index_copy_(0, slots, kept.value)
         references.delta.index_copy_(0, slots, kept.delta)
 
+    def as_kept(self, key: Tensor) -> Tensor:
+        """Return keys of refresh rows as they will be compared with once they are in the pool."""
+        kept, scale = self._stored_keys(key)
+        return kept if scale is None else _restored(kept, scale, key.dtype)
+
     def shrink(self) -> dict[int, int]:
         """Give back the memory of free slots; return where each slot that moved is now."""
         free = sorted(self._free)
@@ -231,13 +236,13 @@ class ReferencePool:
 
     def _stored_keys(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
         if not self._int8:
-            return hide_prefix(key, self._prefix), None
+            return _without_prefix(key, self._prefix), None
         # A token's largest value becomes 127; a token of zeros stays one.
         scale = key.abs().amax(dim=-1).float() / 127
         rounded = (
             key.float() / scale.clamp(min=torch.finfo(torch.float32).tiny)[..., None]
         ).round()
-        return rounded.to(torch.int8), hide_prefix(scale[..., None], self._prefix)[..., 0]
+        return rounded.to(torch.int8), _without_prefix(scale, self._prefix)
 
     def _writable(self, layer: int) -> LayerReferences:
         held = self._layers[layer]
@@ -267,10 +272,14 @@ class ReferencePool:
         return grown
 
 
-def hide_prefix(key: Tensor, prefix_tokens: int) -> Tensor:
-    """Return reference keys, [R, T, C], with NaN for the prefix: never similar to anything."""
+def _restored(key: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return (key * scale[..., None]).to(dtype)
+
+
+def _without_prefix(values: Tensor, prefix_tokens: int) -> Tensor:
+    """Return values of each token, [R, T, ..], NaN for the prefix: never similar to anything."""
     if prefix_tokens == 0:
-        return key
-    hidden = key.clone()
+        return values
+    hidden = values.clone()
     hidden[:, :prefix_tokens] = torch.nan
     return hidden
