@@ -50,7 +50,8 @@ def patch_similarity(
         ValueError: a wrong shape, metric or index.
         TypeError: a wrong dtype, or not an array.
     """
-    return _similarity("patch_similarity", current, reference, reference_index, metric)
+    _check_similarity("patch_similarity", current, reference, reference_index, metric)
+    return _similarity(current, reference, reference_index, metric)
 
 
 def select_dynamic(
@@ -80,10 +81,10 @@ def select_dynamic(
         TypeError: a wrong dtype, or not an array.
     """
     op = "select_dynamic"
-    similarity = _similarity(op, current, reference, reference_index, metric)
-    index, slot = _kernels.select_scores(
-        similarity, _count(op, "k", k, current.shape[1]), False, True
-    )
+    _check_similarity(op, current, reference, reference_index, metric)
+    count = _count(op, "k", k, current.shape[1])
+    similarity = _similarity(current, reference, reference_index, metric)
+    index, slot = _kernels.select_scores(similarity, count, False, True)
     return index, slot
 
 
@@ -117,6 +118,7 @@ def topk_gather(
     if scores.shape != tokens.shape[:2]:
         _fail(op, "scores", f"have shape {_shape(tokens.shape[:2])}", f"has shape {_shape(scores)}")
     count = _count(op, "k", k, tokens.shape[1])
+    _check_type(op, "largest", largest, "a bool", bool, np.bool_)
     index, _ = _kernels.select_scores(_plain(scores), count, bool(largest), False)
     return np.take_along_axis(tokens, index[:, :, None], axis=1), index
 
@@ -162,18 +164,34 @@ def frame_difference(
 
 
 def _similarity(
-    op: str,
     current: NDArray[np.float32],
     reference: NDArray[np.float32],
     reference_index: NDArray[np.int64] | None,
     metric: str,
 ) -> NDArray[np.float32]:
+    similarity: NDArray[np.float32] = _kernels.patch_similarity(
+        _plain(current),
+        _plain(reference),
+        None if reference_index is None else _plain(reference_index),
+        _METRICS.index(metric),
+    )
+    return similarity
+
+
+def _check_similarity(
+    op: str,
+    current: NDArray[np.float32],
+    reference: NDArray[np.float32],
+    reference_index: NDArray[np.int64] | None,
+    metric: str,
+) -> None:
     _check_tokens(op, "current", current)
     _check_tokens(op, "reference", reference)
     frames, tokens, channels = current.shape
     if reference.shape[1:] != current.shape[1:]:
         must = f"have shape [references, {tokens}, {channels}] like current"
         _fail(op, "reference", must, f"has shape {_shape(reference)}")
+    _check_type(op, "metric", metric, "a str", str)
     if metric not in _METRICS:
         _fail(op, "metric", "be cosine, dot, l1 or l2", f"is '{metric}'")
     count = reference.shape[0]
@@ -189,14 +207,6 @@ def _similarity(
         wrong = reference_index[(reference_index < 0) | (reference_index >= count)]
         if wrong.size:
             _fail(op, "reference_index", f"hold values in 0..{count - 1}", f"holds {wrong[0]}")
-        reference_index = _plain(reference_index)
-    similarity: NDArray[np.float32] = _kernels.patch_similarity(
-        _plain(current),
-        _plain(reference),
-        reference_index,
-        _METRICS.index(metric),
-    )
-    return similarity
 
 
 def _check_tokens(op: str, name: str, array: NDArray[Any]) -> None:
@@ -208,15 +218,16 @@ def _check_tokens(op: str, name: str, array: NDArray[Any]) -> None:
 
 
 def _check_dtype(op: str, name: str, array: NDArray[Any], dtype: type[np.generic]) -> None:
-    if not isinstance(array, np.ndarray):
-        raise TypeError(
-            f"stc_kernels.{op}: {name} must be a numpy.ndarray, but is a {type(array).__name__}"
-        )
+    _check_type(op, name, array, "a numpy.ndarray", np.ndarray)
     if array.dtype != dtype:
-        raise TypeError(
-            f"stc_kernels.{op}: {name} must have dtype {dtype.__name__}, "
-            f"but has dtype {array.dtype}"
-        )
+        must = f"have dtype {dtype.__name__}"
+        _fail(op, name, must, f"has dtype {array.dtype}", TypeError)
+
+
+def _check_type(op: str, name: str, value: object, must: str, *kinds: type) -> None:
+    if not isinstance(value, kinds):
+        but = "is None" if value is None else f"is a {type(value).__name__}"
+        _fail(op, name, f"be {must}", but, TypeError)
 
 
 def _count(op: str, name: str, value: int, limit: int) -> int:
@@ -227,13 +238,16 @@ def _count(op: str, name: str, value: int, limit: int) -> int:
 
 
 def _integer(op: str, name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"stc_kernels.{op}: {name} must be an int, but is a {type(value).__name__}")
+    if isinstance(value, bool):
+        _fail(op, name, "be an int", "is a bool", TypeError)
+    _check_type(op, name, value, "an int", int, np.integer)
     return int(value)
 
 
-def _fail(op: str, argument: str, must: str, but: str) -> NoReturn:
-    raise ValueError(f"stc_kernels.{op}: {argument} must {must}, but {but}")
+def _fail(
+    op: str, argument: str, must: str, but: str, error: type[Exception] = ValueError
+) -> NoReturn:
+    raise error(f"stc_kernels.{op}: {argument} must {must}, but {but}")
 
 
 def _shape(value: NDArray[Any] | tuple[int, ...]) -> str:

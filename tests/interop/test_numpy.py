@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
 import torch
+from ops.test_errors import CASES
 
 import stc_kernels
 
@@ -96,80 +98,152 @@ def test_frame_difference_ends():
     assert sn.frame_difference(black[1:5, ::2], white[1:5, ::2], 99).tolist() == [[1.0]]
 
 
+SHARED = [case for case in CASES if case[0] in sn.__all__ and "require grad" not in case[3]]
+
+
+def without_torch(text: str) -> str:
+    """Return what is said of arrays where `text` is said of tensors: there is but one dtype."""
+    return (
+        text.replace("be a tensor", "be a numpy.ndarray")
+        .replace("float32, float16 or bfloat16", "float32")
+        .replace("float32 like current", "float32")
+    )
+
+
+@pytest.mark.parametrize(("op", "args", "error", "text"), SHARED)
+def test_the_text_is_that_of_the_torch_ops(op, args, error, text):
+    arrays = [a.numpy() if isinstance(a, torch.Tensor) else a for a in args]
+    with pytest.raises(error) as raised:
+        getattr(sn, op)(*arrays)
+    assert str(raised.value) == f"stc_kernels.{op}: {without_torch(text)}"
+
+
 X = np.zeros((2, 6, 4), np.float32)
 FRAME = np.zeros((4, 4, 3), np.uint8)
+WRONG = [
+    ("patch_similarity", (X.tolist(), X), "current must be a numpy.ndarray, but is a list"),
+    ("patch_similarity", (X, X, None, X), "metric must be a str, but is a ndarray"),
+    ("select_dynamic", (X, X, 1.5), "k must be an int, but is a float"),
+    ("select_dynamic", (X, X, True), "k must be an int, but is a bool"),
+    ("topk_gather", (X, X[:, :, 0], 1, X), "largest must be a bool, but is a ndarray"),
+    (
+        "patch_similarity",
+        (X.astype(">f4"), X),
+        "current must have dtype float32, but has dtype >f4",
+    ),
+    (
+        "frame_difference",
+        (FRAME.astype(np.float32), FRAME, 2),
+        "current must have dtype uint8, but has dtype float32",
+    ),
+    ("frame_difference", (FRAME, FRAME, None), "patch must be an int, but is None"),
+    ("frame_difference", (FRAME, FRAME, 0), "patch must be 1 or more, but is 0"),
+    (
+        "frame_difference",
+        (FRAME[:, :, :2], FRAME, 2),
+        "current must have shape [height, width, 3], but has shape [4, 4, 2]",
+    ),
+    (
+        "frame_difference",
+        (FRAME, FRAME[:3], 2),
+        "reference must have shape [4, 4, 3] like current, but has shape [3, 4, 3]",
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("op", "args", "error", "text"),
-    [
-        (
-            "patch_similarity",
-            (X[0], X),
-            ValueError,
-            "current must have shape [frames, tokens, channels], but has shape [6, 4]",
-        ),
-        (
-            "patch_similarity",
-            (X, X.astype(np.float64)),
-            TypeError,
-            "reference must have dtype float32, but has dtype float64",
-        ),
-        (
-            "patch_similarity",
-            (X.tolist(), X),
-            TypeError,
-            "current must be a numpy.ndarray, but is a list",
-        ),
-        (
-            "patch_similarity",
-            (X, X, None, "cos"),
-            ValueError,
-            "metric must be cosine, dot, l1 or l2, but is 'cos'",
-        ),
-        (
-            "patch_similarity",
-            (X, X, np.array([0, 2])),
-            ValueError,
-            "reference_index must hold values in 0..1, but holds 2",
-        ),
-        (
-            "patch_similarity",
-            (X, X[:, :5]),
-            ValueError,
-            "reference must have shape [references, 6, 4] like current, but has shape [2, 5, 4]",
-        ),
-        ("select_dynamic", (X, X, 7), ValueError, "k must be in 1..6, but is 7"),
-        ("select_dynamic", (X, X, 1.5), TypeError, "k must be an int, but is a float"),
-        (
-            "topk_gather",
-            (X, X[:, :, 0].T, 1),
-            ValueError,
-            "scores must have shape [2, 6], but has shape [6, 2]",
-        ),
-        ("topk_gather", (X, X[:, :, 0], 0), ValueError, "k must be in 1..6, but is 0"),
-        (
-            "frame_difference",
-            (FRAME[:, :, :2], FRAME, 2),
-            ValueError,
-            "current must have shape [height, width, 3], but has shape [4, 4, 2]",
-        ),
-        (
-            "frame_difference",
-            (FRAME, FRAME[:3], 2),
-            ValueError,
-            "reference must have shape [4, 4, 3] like current, but has shape [3, 4, 3]",
-        ),
-        (
-            "frame_difference",
-            (FRAME.astype(np.float32), FRAME, 2),
-            TypeError,
-            "current must have dtype uint8, but has dtype float32",
-        ),
-        ("frame_difference", (FRAME, FRAME, 0), ValueError, "patch must be 1 or more, but is 0"),
-    ],
-)
-def test_errors(op, args, error, text):
-    with pytest.raises(error) as raised:
+@pytest.mark.parametrize(("op", "args", "text"), WRONG)
+def test_errors_of_its_own(op, args, text):
+    wrong_type = "dtype" in text or " be a" in text
+    with pytest.raises(TypeError if wrong_type else ValueError) as raised:
         getattr(sn, op)(*args)
     assert str(raised.value) == f"stc_kernels.{op}: {text}"
+
+
+def test_nothing_is_computed_before_all_is_checked(monkeypatch):
+    monkeypatch.setattr(sn, "_kernels", None)
+    with pytest.raises(ValueError, match=r"k must be in 1\.\.6, but is 7"):
+        sn.select_dynamic(X, X, 7)
+
+
+MALFORMED = textwrap.dedent(
+    """
+    # Feeds one function with arguments of every wrong kind; what is no error or result ends us.
+    import random
+    import sys
+
+    import numpy as np
+    import stc_kernels.interop.numpy as sn
+
+    op, count, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    random.seed(seed)
+    kinds = {
+        "patch_similarity": "aais", "select_dynamic": "aakis", "topk_gather": "aakb",
+        "frame_difference": "ffk",
+    }[op]
+
+    def array(frame):
+        shape = random.choice([(), (0,), (3,), (2, 6), (2, 6, 4), (2, 6, 4), (0, 6, 4), (2, 6, 0),
+                               (2, 0, 4), (1, 6, 4), (3, 6, 4), (1, 1, 1, 1), (6, 4, 3), (4, 6, 3)])
+        dtype = random.choice([np.float32] * 5 + [np.uint8] * (9 if frame else 2)
+                              + [np.int64, np.float16, np.float64, np.bool_, np.complex64, object,
+                                 "U3", ">f4", [("x", "f4")], "M8[s]"])
+        x = np.zeros(shape, dtype)
+        if x.dtype == np.float32:
+            x[...] = np.random.default_rng(seed).standard_normal(shape) * 1e30
+        kind = random.random()
+        if kind < 0.1:
+            x.flags.writeable = False
+        elif kind < 0.2 and x.ndim > 1:
+            x = x.T
+        elif kind < 0.3 and x.ndim > 1:
+            x = x[::-1, ::2]
+        elif kind < 0.4:
+            x = np.broadcast_to(x, (2, *x.shape))
+        elif kind < 0.45:
+            x = np.ma.masked_array(x)
+        elif kind < 0.5 and x.ndim == 2:
+            x = np.asmatrix(x) if x.dtype != object else x
+        elif kind < 0.55 and x.dtype == np.float32:
+            x = np.frombuffer(b"x" + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape)
+        return x
+
+    def value(kind):
+        if random.random() < 0.1:
+            return random.choice([None, "x", 1.5, [], object(), -1, True, {}, 2**70, np.array(2)])
+        if kind in "af":
+            return array(kind == "f")
+        if kind == "i":
+            return random.choice([None, np.array([0, 1]), np.array([0, 9]), np.array([-1, 0]),
+                                  np.array([0]), np.zeros(2, np.int32), array(False)])
+        if kind == "k":
+            return random.choice([-(2**63), -1, 0, 1, 2, 3, 7, 2**31, np.int64(2), np.uint8(1)])
+        if kind == "b":
+            return random.choice([True, False, np.True_])
+        return random.choice(["cosine", "l1", "l2", "dot", "", "a\\0b", "x" * 5000])
+
+    refused = answered = 0
+    for _ in range(count):
+        least = len(kinds) - (2 if op in ("patch_similarity", "select_dynamic") else 1)
+        args = [value(kind) for kind in kinds[: random.randint(least, len(kinds))]]
+        try:
+            getattr(sn, op)(*args)
+            answered += 1
+        except (ValueError, TypeError) as error:
+            assert str(error).startswith((f"stc_kernels.{op}: ", f"{op}() missing")), error
+            refused += 1
+    print(refused, answered)
+    """
+)
+
+
+@pytest.mark.parametrize("op", sn.__all__)
+def test_malformed_arguments_end_in_clean_errors(op, seed):
+    done = subprocess.run(
+        [sys.executable, "-c", MALFORMED, op, "500", str(seed)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"seed {seed}: {done.stderr[-2000:]}"
+    refused, answered = map(int, done.stdout.split())
+    assert refused + answered == 500 and refused > 250
