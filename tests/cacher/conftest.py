@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Hashable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from stc_stream import CacherConfig, attach_cacher
+from stc_stream.cacher import CacherStats, Recording
+
+CLEAR = 1e-5
+"""How far apart the last chosen and the first reused token must be for float32 to agree."""
 
 MakeTower = Callable[..., SiglipVisionModel]
 MakeClip = Callable[..., Tensor]
@@ -52,3 +60,48 @@ def make_clip(seed: int) -> MakeClip:
         return clip
 
     return make
+
+
+@pytest.fixture
+def clear_case(make_tower, make_clip, seed):
+    """Return a maker of a tower, a clip, and what they give frame by frame.
+
+    Drawn anew until every choice is clear, so that none hangs on how float32 rounds.
+    """
+
+    def make(config: CacherConfig, streams: Sequence[Hashable], clip: Callable = make_clip):
+        for draw in itertools.count(seed):
+            tower, frames = make_tower(seed=draw), clip(len(streams), seed=draw)
+            expected, stats, margin = singly(tower, config, frames, streams)
+            if margin > CLEAR:
+                return tower, frames, expected, stats
+        raise AssertionError
+
+    return make
+
+
+def singly(
+    tower: SiglipVisionModel, config: CacherConfig, clip: Tensor, streams: Sequence[Hashable]
+) -> tuple[Tensor, CacherStats, float]:
+    """Run frames one by one; return features, counts, and how clear the closest choice was."""
+    outputs, margin = [], math.inf
+    with attach_cacher(tower, config) as cacher, torch.no_grad():
+        for frame, stream in zip(clip, streams, strict=True):
+            with cacher.streams([stream]), cacher.record() as recording:
+                outputs.append(tower(frame[None]).last_hidden_state)
+            margin = min(margin, choice_margin(recording, config.threshold))
+        return torch.cat(outputs), cacher.stats, margin
+
+
+def choice_margin(recording: Recording, threshold: float | None = None) -> float:
+    """Return by how much the closest choice of a recorded forward could have gone otherwise."""
+    margin = math.inf
+    for layer in recording:
+        for similarity, chosen in zip(layer.similarity(), layer.recomputed, strict=True):
+            finite = similarity.isfinite()
+            if threshold is not None and finite.any():
+                margin = min(margin, float((similarity[finite] - threshold).abs().min()))
+            if (chosen & finite).any() and (~chosen).any():
+                gap = similarity[~chosen].min() - similarity[chosen & finite].max()
+                margin = min(margin, float(gap))
+    return margin

@@ -105,6 +105,16 @@ def test_other_patches_are_not_run_over(make_tower, make_clip):
     cacher.detach()
 
 
+def test_a_method_put_back_by_hand_is_no_patch(make_tower, make_clip):
+    tower, clip = make_tower(), make_clip(2)
+    layer = tower.encoder.layers[1]
+    layer.forward = type(layer).forward.__get__(layer)
+    with attach_cacher(tower) as cacher:
+        features(tower, clip)
+    assert cacher.stats.frames == 2
+    assert layer.forward == type(layer).forward.__get__(layer)
+
+
 def test_an_encoder_patched_before_stays_patched(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(2)
     calls = []
@@ -278,7 +288,8 @@ def _hook(attention):
 
 
 def _replace(attention):
-    attention.forward = type(attention).forward.__get__(attention)
+    plain = attention.forward
+    attention.forward = lambda *args, **kwargs: plain(*args, **kwargs)
 
 
 @pytest.mark.parametrize(

@@ -109,13 +109,12 @@ def test_detached_pixels_are_not_watched(make_tower, make_clip):
 
 @pytest.mark.parametrize("keys", ["full", "int8"])
 @pytest.mark.parametrize("threshold", [-2.0, 0.7, 0.95, 0.999, 2.0])
-def test_a_threshold_chooses_how_many(make_tower, make_clip, threshold, keys):
-    tower, clip = make_tower(), make_clip(7)
+def test_a_threshold_chooses_how_many(clear_case, threshold, keys):
     config = CacherConfig(
         update_ratio=0.5, threshold=threshold, refresh_interval=5, reference_keys=keys
     )
-    outputs = []
-    for sizes in ([1] * 7, [7], [3, 4]):
+    tower, clip, expected, stats = clear_case(config, ["only"] * 7)
+    for sizes in ([7], [3, 4], [1] * 7):
         with attach_cacher(tower, config) as cacher, torch.no_grad():
             ours, computed = [], 0.0
             for part in clip.split(sizes):
@@ -125,9 +124,8 @@ def test_a_threshold_chooses_how_many(make_tower, make_clip, threshold, keys):
                 computed += sum(counts) / len(counts)
             assert cacher.stats.tokens_recomputed == pytest.approx(computed, abs=len(sizes))
             assert cacher.stats.tokens_recomputed + cacher.stats.tokens_reused == 7 * 36
-        outputs.append(torch.cat(ours))
-    close(outputs[1], outputs[0])
-    close(outputs[2], outputs[0])
+            assert cacher.stats.refreshes == stats.refreshes
+        close(torch.cat(ours), expected)
 
 
 def _check_counts(layer, threshold):
@@ -153,12 +151,11 @@ def test_a_threshold_chooses_what_cannot_be_compared(make_tower, make_clip):
     assert 1 in chosen and len(chosen) == 3
 
 
-def test_staggered_streams_equal_themselves_one_by_one(make_tower, make_clip):
-    tower, clip = make_tower(), make_clip(40)
+def test_staggered_streams_equal_themselves_one_by_one(clear_case):
     names = [f"camera {number % 8}" for number in range(40)]
     config = CacherConfig(refresh_interval=4, stagger=True)
-    outputs = []
-    for size in (1, 8, 40):
+    tower, clip, expected, stats = clear_case(config, names)
+    for size in (8, 40):
         with attach_cacher(tower, config) as cacher:
             parts = []
             for rows in torch.arange(40).split(size):
@@ -166,9 +163,8 @@ def test_staggered_streams_equal_themselves_one_by_one(make_tower, make_clip):
                     parts.append(features(tower, clip[rows]))
                 if size == 8 and rows[0] > 0:
                     assert recording.layers[0].refreshed.sum() == 2
-        outputs.append(torch.cat(parts))
-    close(outputs[1], outputs[0])
-    close(outputs[2], outputs[0])
+            assert cacher.stats == stats
+        close(torch.cat(parts), expected)
 
 
 def test_similarity_is_what_was_compared(make_tower, make_clip):

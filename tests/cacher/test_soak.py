@@ -1,0 +1,66 @@
+"""Many frames of many streams that come and go: nothing grows, and every frame is counted."""
+
+from __future__ import annotations
+
+import gc
+import random
+import resource
+from collections import Counter
+
+import pytest
+import torch
+
+from stc_stream import CacherConfig, attach_cacher
+
+FRAMES = 20_000
+STREAMS = 50
+
+
+def _resident() -> int:
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limits", [{}, {"max_streams": 20}])
+def test_twenty_thousand_frames_of_fifty_streams(make_tower, seed, limits):
+    tower = make_tower(num_hidden_layers=1, image_size=24)
+    draw = random.Random(seed)
+    clip = torch.randn(64, 3, 24, 24, generator=torch.Generator().manual_seed(seed))
+    seen: Counter[str] = Counter()
+    refreshes = done = 0
+    warm = None
+    config = CacherConfig(refresh_interval=4, **limits)
+    with torch.inference_mode(), attach_cacher(tower, config) as cacher:
+        while done < FRAMES:
+            names = draw.choices([f"camera {number}" for number in range(STREAMS)], k=25)
+            with cacher.streams(names):
+                tower(clip[draw.sample(range(64), 25)])
+            done += 25
+            for name in names:
+                refreshes += seen[name] % 4 == 0
+                seen[name] += 1
+            if draw.random() < 0.1:
+                cacher.reset(names[0]) if names[0] in _known(cacher) else None
+                seen[names[0]] = 0
+            if done == FRAMES // 4:
+                gc.collect()
+                warm = _resident(), len(gc.get_objects())
+        gc.collect()
+        stats = cacher.stats
+        assert warm is not None
+        assert _resident() - warm[0] < 16 << 20
+        assert len(gc.get_objects()) - warm[1] < 2000
+    assert stats.frames == FRAMES
+    if limits:
+        assert stats.refreshes > refreshes and stats.evictions > 0 and stats.streams == 20
+    else:
+        assert (stats.refreshes, stats.evictions) == (refreshes, 0)
+    selective = stats.frames - stats.refreshes
+    assert stats.tokens_recomputed == 9 * stats.refreshes + 2 * selective
+    assert stats.tokens_reused == 7 * selective
+    assert stats.bytes == stats.streams * 3 * 9 * 32 * 4
+
+
+def _known(cacher):
+    return list(cacher._streams)
