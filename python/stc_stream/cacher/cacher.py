@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType, MethodType, TracebackType
 from typing import Any, NoReturn
 
 import torch
@@ -410,7 +410,9 @@ def _method(entry: Entry) -> Callable[..., Any]:
 
 def _change(module: nn.Module) -> str | None:
     """Say what makes a module compute something else than its weights say; None: nothing."""
-    if "forward" in module.__dict__:
+    own = module.__dict__.get("forward")
+    # transformers 5.0 leaves a module's own method there after collecting hidden states.
+    if own is not None and own != MethodType(type(module).forward, module):
         return "a forward of its own, put there by another patch (accelerate's offloading, say)"
     if isinstance(module, nn.Linear):
         if type(module).forward is not nn.Linear.forward:
