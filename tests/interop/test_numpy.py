@@ -177,24 +177,26 @@ MALFORMED = textwrap.dedent(
     op, count, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     random.seed(seed)
     kinds = {
-        "patch_similarity": "aais", "select_dynamic": "aakis", "topk_gather": "aakb",
+        "patch_similarity": "ttim", "select_dynamic": "ttkim", "topk_gather": "tskb",
         "frame_difference": "ffk",
     }[op]
+    right = {"t": ((2, 6, 4), np.float32), "s": ((2, 6), np.float32), "f": ((4, 6, 3), np.uint8)}
 
-    def array(frame):
-        shape = random.choice([(), (0,), (3,), (2, 6), (2, 6, 4), (2, 6, 4), (0, 6, 4), (2, 6, 0),
-                               (2, 0, 4), (1, 6, 4), (3, 6, 4), (1, 1, 1, 1), (6, 4, 3), (4, 6, 3)])
-        dtype = random.choice([np.float32] * 5 + [np.uint8] * (9 if frame else 2)
-                              + [np.int64, np.float16, np.float64, np.bool_, np.complex64, object,
-                                 "U3", ">f4", [("x", "f4")], "M8[s]"])
+    def array(shape, dtype):
+        if random.random() < 0.2:
+            shape = random.choice([(), (0,), (3,), (0, 6, 4), (2, 6, 0), (2, 0, 4), (1, 6, 4),
+                                   (3, 6, 4), (4, 6), (1, 1, 1, 1), (6, 4, 3), (2, 6), (2, 6, 4)])
+        if random.random() < 0.2:
+            dtype = random.choice([np.float32, np.uint8, np.int64, np.float16, np.float64, np.bool_,
+                                   np.complex64, object, "U3", ">f4", [("x", "f4")], "M8[s]"])
         x = np.zeros(shape, dtype)
         if x.dtype == np.float32:
             x[...] = np.random.default_rng(seed).standard_normal(shape) * 1e30
         kind = random.random()
-        if kind < 0.1:
+        if kind < 0.15:
             x.flags.writeable = False
         elif kind < 0.2 and x.ndim > 1:
-            x = x.T
+            x = np.asfortranarray(x)
         elif kind < 0.3 and x.ndim > 1:
             x = x[::-1, ::2]
         elif kind < 0.4:
@@ -210,11 +212,11 @@ MALFORMED = textwrap.dedent(
     def value(kind):
         if random.random() < 0.1:
             return random.choice([None, "x", 1.5, [], object(), -1, True, {}, 2**70, np.array(2)])
-        if kind in "af":
-            return array(kind == "f")
+        if kind in right:
+            return array(*right[kind])
         if kind == "i":
             return random.choice([None, np.array([0, 1]), np.array([0, 9]), np.array([-1, 0]),
-                                  np.array([0]), np.zeros(2, np.int32), array(False)])
+                                  np.array([0]), np.zeros(2, np.int32), array(*right["t"])])
         if kind == "k":
             return random.choice([-(2**63), -1, 0, 1, 2, 3, 7, 2**31, np.int64(2), np.uint8(1)])
         if kind == "b":
@@ -246,4 +248,4 @@ def test_malformed_arguments_end_in_clean_errors(op, seed):
     )
     assert done.returncode == 0, f"seed {seed}: {done.stderr[-2000:]}"
     refused, answered = map(int, done.stdout.split())
-    assert refused + answered == 500 and refused > 250
+    assert refused + answered == 500 and refused > 100 and answered > 0
