@@ -349,7 +349,7 @@ class Forward:
 
         frames = group.take(x)
         given = (frames.index_select(0, rows), destinations, slots, places, *tables)
-        outputs = graphs.run(key, given, work)
+        outputs = graphs.run(key, given, work, self._hooked)
         if outputs is None:
             return None
         group.batch.computed = len(self._tower.layers) * (
@@ -415,6 +415,14 @@ class Forward:
             return "autocast is on"
         if self._tower.windowed:
             return f"layers of a {self._tower.family} tower have windows of attention"
+        return None
+
+    def _hooked(self) -> str | None:
+        """Say which hook would not be called when a graph is replayed."""
+        for number, layer in enumerate(self._tower.layers):
+            for name, module in layer.module.named_modules():
+                if name and (module._forward_hooks or module._forward_pre_hooks):
+                    return f"{name} of layer {number} has forward hooks, which a graph leaves out"
         return None
 
     def _finite(self) -> list[Tensor | None]:

@@ -109,7 +109,13 @@ class GraphStore:
                 stacklevel=2,
             )
 
-    def run(self, key: Hashable, inputs: Sequence[Tensor], work: Work) -> list[Tensor] | None:
+    def run(
+        self,
+        key: Hashable,
+        inputs: Sequence[Tensor],
+        work: Work,
+        refusal: Callable[[], str | None],
+    ) -> list[Tensor] | None:
         """Run work from its graph, capturing it the second time that its bucket comes.
 
         Args:
@@ -117,6 +123,7 @@ class GraphStore:
                 same memory.
             inputs: what changes from call to call.
             work: maps inputs to outputs; run twice, it leaves the same behind as run once.
+            refusal: says why this work can't be captured; asked before it is.
 
         Returns:
             The outputs, the caller's to keep; None: run it eagerly.
@@ -128,7 +135,7 @@ class GraphStore:
             if key not in self._seen:
                 self._note(key)
                 return None
-            captured = self._captured(inputs, work)
+            captured = self._captured(inputs, work, refusal)
             if captured is None:
                 return None
             self._graphs[key] = captured
@@ -146,8 +153,10 @@ class GraphStore:
         while len(self._seen) > 4 * self._most:
             self._seen.popitem(last=False)
 
-    def _captured(self, inputs: Sequence[Tensor], work: Work) -> _Captured | None:
-        reason = self.backend.refusal(inputs[0].device)
+    def _captured(
+        self, inputs: Sequence[Tensor], work: Work, refusal: Callable[[], str | None]
+    ) -> _Captured | None:
+        reason = self.backend.refusal(inputs[0].device) or refusal()
         if reason is not None:
             self.refuse(reason)
             return None
