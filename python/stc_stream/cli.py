@@ -104,7 +104,7 @@ def stc(context: click.Context, version: bool) -> None:
     "--model",
     type=_name,
     metavar="NAME_OR_PATH",
-    help="A SigLIP model: a folder, or a name on the Hugging Face hub.  [default: the geometry of "
+    help="A SigLIP or CLIP model: a folder, or a name on the Hugging Face hub.  [default: the geometry of "
     "SigLIP-base-patch16-384 with random weights; nothing is downloaded]",
 )
 @click.option(
@@ -388,6 +388,7 @@ def _run(
         warnings=tuple(warnings),
         complete=complete,
         fps=fps,
+        fidelity=comparison.fidelity,
     )
 
 
@@ -410,12 +411,12 @@ def _show(run: StreamRun, console: Console) -> None:
 def _write(
     run: StreamRun, gallery: Gallery, report: Path | None, document: Path | None, console: Console
 ) -> None:
-    from stc_stream.report.document import write_document
+    from stc_stream.report.document import stream_document, write_document
     from stc_stream.report.page import write_report
 
     if document is not None:
         try:
-            write_document(run, document)
+            write_document(stream_document(run), document)
         except OSError as error:
             _fail(f"the JSON could not be written to {document} ({_why(error)}): choose another")
         console.print(f"JSON: {document}", highlight=False, soft_wrap=True)

@@ -20,9 +20,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
+from rich.table import Table
 
 from stc_stream.cacher import CacherConfig
 from stc_stream.comparison import (
+    Fidelity,
     FrameNumbers,
     FrameResult,
     FrameView,
@@ -31,18 +34,19 @@ from stc_stream.comparison import (
     summarise,
 )
 from stc_stream.pruner import PrunerConfig
-from stc_stream.report.charts import cosine_chart, latency_chart
+from stc_stream.report.charts import cosine_chart, fidelity_chart, latency_chart
 from stc_stream.report.gallery import Gallery, Moment
 from stc_stream.report.page import render, write_report
 from stc_stream.report.pictures import OUTLINE, TINT, overlay, similarity_map
 from stc_stream.report.run import StreamRun
-from stc_stream.report.table import verdict
+from stc_stream.report.table import summary_table, verdict
 from stc_stream.video import open_video
 
 ORDINARY = FrameNumbers(
     index=1,
     time=0.1,
     refreshed=False,
+    age=1,
     scene_cut=False,
     motion=0.02,
     moving=0.1,
@@ -66,7 +70,14 @@ def streamed(tiny_model: Path, sample: Path) -> tuple[StreamRun, tuple[Moment, .
             result = comparison.step(frame)
             rows.append(result.numbers)
             gallery.offer(result)
-    run = StreamRun("sample.mp4", tower, CacherConfig(), PrunerConfig.paper(), tuple(rows))
+    run = StreamRun(
+        "sample.mp4",
+        tower,
+        CacherConfig(),
+        PrunerConfig.paper(),
+        tuple(rows),
+        fidelity=comparison.fidelity,
+    )
     return run, gallery.moments()
 
 
@@ -74,6 +85,12 @@ def some_run(
     streamed: tuple[StreamRun, object], *rows: FrameNumbers, **changes: object
 ) -> StreamRun:
     return replace(streamed[0], frames=rows, **changes)
+
+
+def str_of(table: Table) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table)
+    return console.file.getvalue()
 
 
 class Page(HTMLParser):
@@ -230,6 +247,26 @@ def test_charts_are_svg_that_takes_its_ink_from_the_page() -> None:
     assert "var(--cut)" not in latency_chart([rows[1]])
 
 
+def test_the_chart_by_layer_has_a_line_for_each_age() -> None:
+    layers = ((1.0, 0.9, None), (1.0, 0.8, 0.7))
+    svg = fidelity_chart(Fidelity((0, 1, 3), (2, 2, 1), layers, (1.0, 0.8, 0.7)))
+    assert ElementTree.fromstring(svg).tag.endswith("svg")
+    assert "1 frame<" in svg and "3 frames<" in svg and "0 frame" not in svg
+    assert "#01020" not in svg
+
+
+def test_the_page_shows_closeness_by_layer_where_frames_were_selective(
+    streamed: tuple[StreamRun, tuple],
+) -> None:
+    run, moments = streamed
+    words = "Closeness by layer"
+    assert words in Page(render(run, moments)).text
+    whole = Fidelity((0,), (9,), ((1.0,), (1.0,)), (1.0,))
+    assert words not in Page(render(replace(run, fidelity=whole), moments)).text
+    rows = [line for line in str_of(summary_table(run)).splitlines() if "after its refresh" in line]
+    assert [line.split()[1] for line in rows] == ["1", "2", "3"]
+
+
 def test_one_slow_frame_does_not_flatten_the_chart() -> None:
     rows = [replace(ORDINARY, index=i, time=i / 10) for i in range(60)]
     rows[7] = replace(rows[7], dense_ms=4000.0)
@@ -353,7 +390,7 @@ def test_a_real_browser_shows_it(
     result = json.loads(found[1])
     similarity_maps = sum(moment.result.view.similarity is not None for moment in moments)
     assert result["images"] == result["shown"] == len(moments) + similarity_maps
-    assert result["charts"] == 2
+    assert result["charts"] == 3
     assert result["overflow"] <= 0
     assert result["heading"] == verdict(run)
 

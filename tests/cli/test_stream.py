@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import SiglipVisionModel
 
 import stc_kernels
 from stc_stream.cacher import CacherConfig
@@ -69,6 +70,10 @@ def test_json_is_as_its_schema_says(
     dense = sum(frame["dense_ms"] for frame in numbers["frames"])
     compressed = sum(frame["compressed_ms"] for frame in numbers["frames"])
     assert numbers["summary"]["reduction"] == pytest.approx(1 - compressed / dense)
+    assert [frame["age"] for frame in numbers["frames"]] == [0, 1, 2, 0]
+    fidelity = numbers["fidelity"]
+    assert (fidelity["ages"], fidelity["frames"]) == ([0, 1, 2], [2, 1, 1])
+    assert fidelity["features"][1:] == [frame["cosine"] for frame in numbers["frames"][1:3]]
     # The schema is closed: a field that it does not know is an error.
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**numbers, "more": 1}, stream_schema())
@@ -156,18 +161,21 @@ def test_a_cut_video_streams_with_a_warning(
 
 
 def test_frames_that_make_no_number_are_null_in_json(
-    stc: Stc, tiny_model: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stc: Stc, tiny_model: Path, video: Path, tmp_path: Path
 ) -> None:
-    nan = torch.full((1, 16, 32), torch.nan)
-    monkeypatch.setattr(StreamComparison, "_dense", lambda self, pixels: nan)
-    document = tmp_path / "numbers.json"
-    report = tmp_path / "report"
-    outcome = stc("stream", video, "--model", tiny_model, "--json", document, "--report", report)
+    model = SiglipVisionModel.from_pretrained(tiny_model)
+    torch.nn.init.constant_(model.post_layernorm.weight, torch.nan)
+    model.save_pretrained(tmp_path / "nan")
+    document, report = tmp_path / "numbers.json", tmp_path / "report"
+    options = ("--model", tmp_path / "nan", "--json", document, "--report", report)
+    outcome = stc("stream", video, *options)
     assert outcome.code == 0
     assert "not a number" in outcome.out
     numbers = json.loads(document.read_text())
     jsonschema.validate(numbers, stream_schema())
     assert numbers["summary"]["cosine"] is None
+    assert numbers["fidelity"]["features"] == [None] * 4
+    assert None not in numbers["fidelity"]["layers"][1]
 
 
 @pytest.mark.parametrize(

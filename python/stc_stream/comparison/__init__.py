@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from stc_stream.comparison.engine import StreamComparison
+from stc_stream.comparison.fidelity import Fidelity
+from stc_stream.comparison.geometries import GEOMETRIES
 from stc_stream.comparison.results import (
     FrameNumbers,
     FrameResult,
@@ -11,9 +13,11 @@ from stc_stream.comparison.results import (
     Summary,
     summarise,
 )
-from stc_stream.comparison.tower import ModelError, VisionTower, load_tower
+from stc_stream.comparison.tower import ModelError, VisionTower, build_tower, load_tower
 
 __all__ = [
+    "GEOMETRIES",
+    "Fidelity",
     "FrameNumbers",
     "FrameResult",
     "FrameView",
@@ -22,6 +26,7 @@ __all__ = [
     "StreamComparison",
     "Summary",
     "VisionTower",
+    "build_tower",
     "load_tower",
     "summarise",
 ]

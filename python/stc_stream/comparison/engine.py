@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stc_stream.cacher import CacherConfig, LayerRecord, attach_cacher
+from stc_stream.comparison.fidelity import Fidelity, FidelityTally, cosines, watch_layers
 from stc_stream.comparison.results import FrameNumbers, FrameResult, FrameView
 from stc_stream.comparison.tower import VisionTower
 from stc_stream.pruner import PrunerConfig, TokenPruner
@@ -56,7 +58,11 @@ class StreamComparison:
                 f"tokens_per_frame must be at most {tower.tokens}, the tokens of a frame of "
                 f"{tower.name}, but is {wanted}"
             )
-        self._cacher = attach_cacher(tower.module, self.cacher_config)
+        self._open = ExitStack()
+        self._cacher = self._open.enter_context(attach_cacher(tower.module, self.cacher_config))
+        self._layers = self._open.enter_context(watch_layers(self._cacher.tower))
+        self._tally = FidelityTally()
+        self._age = 0
         self._pruner = TokenPruner(self.pruner_config)
         self._cuts = _SceneCuts()
         self._previous: NDArray[np.uint8] | None = None
@@ -75,7 +81,12 @@ class StreamComparison:
 
     def close(self) -> None:
         """Give the tower back as it was."""
-        self._cacher.detach()
+        self._open.close()
+
+    @property
+    def fidelity(self) -> Fidelity | None:
+        """How close the frames so far stayed to dense; None: there were none."""
+        return self._tally.result()
 
     @torch.inference_mode()
     def step(self, frame: Frame) -> FrameResult:
@@ -88,25 +99,35 @@ class StreamComparison:
         dense_first = (self._count + self._count // self.cacher_config.refresh_interval) % 2 == 0
         if dense_first:
             dense, dense_ms = self._timed(lambda: self._dense(pixels))
+            dense_layers = self._layers.take()
         with self._cacher.record() as recording:
             compressed, compressed_ms = self._timed(lambda: self._features(pixels))
+        compressed_layers = self._layers.take()
         if not dense_first:
             dense, dense_ms = self._timed(lambda: self._dense(pixels))
+            dense_layers = self._layers.take()
         pruned, pruner_ms = self._timed(lambda: self._pruner(compressed))
         self._count += 1
 
         difference = self._difference(square)
         motion = None if difference is None else float(difference.mean())
         refreshed = bool(recording.layers[0].refreshed[0])
-        recomputed = _layer_mean(recording.layers, lambda layer: layer.recomputed[0].float())
+        self._age = 0 if refreshed else self._age + 1
+        # A picture shows patches; a class token before them is recomputed on every frame.
+        first = self.tower.prefix_tokens
+        recomputed = _layer_mean(recording.layers, lambda x: x.recomputed[0, first:].float())
         similarity = (
-            None if refreshed else _layer_mean(recording.layers, lambda x: x.similarity()[0])
+            None
+            if refreshed
+            else _layer_mean(recording.layers, lambda x: x.similarity()[0, first:])
         )
         cosine = F.cosine_similarity(dense[0].float(), compressed[0].float(), dim=-1)
+        self._tally.add(self._age, cosines(compressed_layers, dense_layers), float(cosine.mean()))
         numbers = FrameNumbers(
             index=frame.index,
             time=frame.time,
             refreshed=refreshed,
+            age=self._age,
             scene_cut=motion is not None and self._cuts.cut(motion),
             motion=motion,
             moving=None if difference is None else float((difference > MOVING).mean()),
@@ -132,8 +153,8 @@ class StreamComparison:
         return FrameResult(numbers, view)
 
     def _features(self, pixels: Tensor) -> Tensor:
-        features: Tensor = self.tower.module(pixels).last_hidden_state
-        return features
+        tokens: Tensor = self.tower.module(**self.tower.inputs(pixels)).last_hidden_state
+        return self.tower.frames_of(tokens)[:, self.tower.prefix_tokens :]
 
     def _dense(self, pixels: Tensor) -> Tensor:
         with self._cacher.paused():

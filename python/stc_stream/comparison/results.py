@@ -17,6 +17,7 @@ class FrameNumbers:
         index: place in the source, from 0.
         time: seconds from the source's first frame.
         refreshed: the compressed tower ran it whole.
+        age: frames since the reference it was held against; 0 when refreshed.
         scene_cut: the picture changed altogether since the frame before.
         motion: mean absolute difference of its pixels to the frame before, 0 to 1; None at first.
         moving: share of the patches that changed since the frame before; None at first.
@@ -35,6 +36,7 @@ class FrameNumbers:
     index: int
     time: float
     refreshed: bool
+    age: int
     scene_cut: bool
     motion: float | None
     moving: float | None

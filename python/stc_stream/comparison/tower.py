@@ -1,10 +1,10 @@
-"""A SigLIP vision tower to stream with: built with random weights, or loaded with transformers."""
+"""A vision tower to stream with: built with random weights, or loaded with transformers."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +16,20 @@ import transformers
 from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers import CLIPVisionModel, SiglipVisionModel
 
-VISION_TYPES = ("siglip", "siglip_vision_model")
+from stc_stream.comparison.geometries import GEOMETRIES, SEED, Packing
+from stc_stream.towers import read_tower
+
+VISION_TYPES = {
+    "siglip": SiglipVisionModel,
+    "siglip_vision_model": SiglipVisionModel,
+    "clip": CLIPVisionModel,
+    "clip_vision_model": CLIPVisionModel,
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HUB_SECONDS = 5.0
-SEED = 0
+_MIDDLE = (0.5, 0.5, 0.5)
 
 
 class ModelError(Exception):
@@ -33,7 +41,7 @@ class VisionTower:
     """A tower and how to make its input of a picture.
 
     Attributes:
-        module: the tower; its output has ``last_hidden_state`` [B, T, C].
+        module: the tower; its output has ``last_hidden_state``, [B, T, C] or packed [B · T, C].
         name: what to call it in a table.
         pretrained: whether its weights were loaded; if not, they are random.
         image_size: side of its square input, in pixels.
@@ -44,6 +52,8 @@ class VisionTower:
         std: likewise.
         device: where it runs.
         dtype: what it computes in.
+        prefix_tokens: tokens before the patches in its output (a class token).
+        packing: how it wants its frames packed; None: as a batch of pictures.
     """
 
     module: nn.Module
@@ -57,6 +67,8 @@ class VisionTower:
     std: tuple[float, float, float]
     device: torch.device
     dtype: torch.dtype
+    prefix_tokens: int = 0
+    packing: Packing | None = None
 
     @property
     def weights(self) -> str:
@@ -70,7 +82,7 @@ class VisionTower:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a frame (T)."""
+        """Patches of a frame, each a token (T without prefix)."""
         return self.grid[0] * self.grid[1]
 
     def square(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -91,14 +103,69 @@ class VisionTower:
         std = torch.tensor(self.std, device=self.device)[:, None, None]
         return ((pixels - mean) / std)[None].to(self.dtype)
 
+    def inputs(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return what the module is called with for frames, [F, 3, size, size]."""
+        if self.packing is None:
+            return {"pixel_values": pixels}
+        rows, columns = self.grid
+        patches = _patches(pixels, self.grid, self.patch, self.packing)
+        grid = torch.tensor([[1, rows, columns]], device=pixels.device)
+        return {"hidden_states": patches, "grid_thw": grid.expand(len(pixels), -1).contiguous()}
+
+    def batch(self, images: Sequence[NDArray[np.uint8]]) -> dict[str, Tensor]:
+        """Return what the module is called with for pictures, uint8 [H, W, 3] each."""
+        return self.inputs(torch.cat([self.pixel_values(self.square(image)) for image in images]))
+
+    def frames_of(self, tokens: Tensor) -> Tensor:
+        """Return tokens of the module's output or of a layer as [F, T, C], prefix included."""
+        if self.packing is None:
+            return tokens
+        return tokens.unflatten(0, (-1, self.tokens))
+
+
+def build_tower(
+    geometry: str, *, layers: int | None = None, device: str = "auto", dtype: str = "auto"
+) -> VisionTower:
+    """Build a tower of a real model's sizes with random weights of a fixed seed.
+
+    Args:
+        geometry: one of `GEOMETRIES`.
+        layers: build only so many of its layers; None: all.
+        device, dtype: as in `load_tower`.
+
+    Raises:
+        ValueError: another geometry, number of layers, device or dtype.
+    """
+    if geometry not in GEOMETRIES:
+        raise ValueError(f"tower must be one of {', '.join(GEOMETRIES)}, but is {geometry!r}")
+    where = _device(device)
+    kind = _dtype(dtype, where)
+    sizes = GEOMETRIES[geometry]
+    module = sizes.build(layers)
+    return VisionTower(
+        module=module.to(device=where, dtype=kind),
+        name=sizes.title,
+        pretrained=False,
+        image_size=sizes.image_size,
+        patch=sizes.patch,
+        width=sizes.width,
+        layers=sizes.layers if layers is None else layers,
+        mean=_MIDDLE,
+        std=_MIDDLE,
+        device=where,
+        dtype=kind,
+        prefix_tokens=_prefix_tokens(module),
+        packing=sizes.packing,
+    )
+
 
 def load_tower(
     name: str | None = None, *, device: str = "auto", dtype: str = "auto"
 ) -> VisionTower:
-    """Load the vision tower of a SigLIP model, or build one with random weights.
+    """Load the vision tower of a SigLIP or CLIP model, or build one with random weights.
 
     Args:
-        name: a folder that holds a SigLIP model (with or without its text half), or its name on
+        name: a folder that holds such a model (with or without its text half), or its name on
             the Hugging Face hub; None builds the geometry of SigLIP-base-patch16-384 with random
             weights of a fixed seed, and downloads nothing.
         device: "cpu", "cuda", "cuda:1" …; "auto" is a GPU where there is one.
@@ -106,17 +173,12 @@ def load_tower(
 
     Raises:
         ValueError: a device that is not there, or another dtype.
-        ModelError: no such model, or one that has no SigLIP vision tower.
+        ModelError: no such model, or one that has no such vision tower.
     """
-    where = _device(device)
-    if dtype == "auto":
-        kind = torch.float32 if where.type == "cpu" else torch.bfloat16
-    elif dtype in DTYPES:
-        kind = DTYPES[dtype]
-    else:
-        raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}, but is {dtype!r}")
     if name is None:
-        return _random_tower(where, kind)
+        return build_tower("siglip-base", device=device, dtype=dtype)
+    where = _device(device)
+    kind = _dtype(dtype, where)
     with _quiet_transformers():
         return _pretrained_tower(name, where, kind)
 
@@ -137,19 +199,12 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _random_tower(device: torch.device, dtype: torch.dtype) -> VisionTower:
-    config = SiglipVisionConfig(
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        image_size=384,
-        patch_size=16,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        module = SiglipVisionModel(config)
-    return _tower(module, "SigLIP-base-patch16-384", None, device, dtype)
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}, but is {name!r}")
+    return DTYPES[name]
 
 
 def _pretrained_tower(name: str, device: torch.device, dtype: torch.dtype) -> VisionTower:
@@ -171,11 +226,11 @@ def _pretrained_tower(name: str, device: torch.device, dtype: torch.dtype) -> Vi
         what = f"a {model_type} model" if model_type else "no model with a model_type"
         text = ", which has no vision tower" if "text" in model_type else ""
         raise ModelError(
-            f"{name!r} is {what}{text}: give a SigLIP model (model_type "
-            f"{' or '.join(VISION_TYPES)}), such as google/siglip-base-patch16-384"
+            f"{name!r} is {what}{text}: give a SigLIP or CLIP model (model_type "
+            f"{', '.join(VISION_TYPES)}), such as google/siglip-base-patch16-384"
         )
     try:
-        loaded: Any = SiglipVisionModel.from_pretrained(
+        loaded: Any = VISION_TYPES[model_type].from_pretrained(
             name,
             dtype=dtype,
             local_files_only=offline,
@@ -200,20 +255,16 @@ def _pretrained_tower(name: str, device: torch.device, dtype: torch.dtype) -> Vi
 
 
 def _tower(
-    module: Any,
-    name: str,
-    preprocessing: dict[str, Any] | None,
-    device: torch.device,
-    dtype: torch.dtype,
+    module: Any, name: str, preprocessing: dict[str, Any], device: torch.device, dtype: torch.dtype
 ) -> VisionTower:
     config = module.config
     # SigLIP's own mean and deviation, where the model names none.
-    mean = (preprocessing or {}).get("image_mean") or (0.5, 0.5, 0.5)
-    std = (preprocessing or {}).get("image_std") or (0.5, 0.5, 0.5)
+    mean = preprocessing.get("image_mean") or _MIDDLE
+    std = preprocessing.get("image_std") or _MIDDLE
     return VisionTower(
         module=module.eval().requires_grad_(False).to(device=device, dtype=dtype),
         name=name,
-        pretrained=preprocessing is not None,
+        pretrained=True,
         image_size=config.image_size,
         patch=config.patch_size,
         width=config.hidden_size,
@@ -222,7 +273,12 @@ def _tower(
         std=(std[0], std[1], std[2]),
         device=device,
         dtype=dtype,
+        prefix_tokens=_prefix_tokens(module),
     )
+
+
+def _prefix_tokens(module: nn.Module) -> int:
+    return read_tower(module).prefix_tokens
 
 
 def _preprocessing(name: str, offline: bool) -> dict[str, Any]:
@@ -232,6 +288,16 @@ def _preprocessing(name: str, offline: bool) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return dict(found)
+
+
+def _patches(pixels: Tensor, grid: tuple[int, int], side: int, packing: Packing) -> Tensor:
+    """Return frames as rows of patches, squares of `merge` by `merge` patches together."""
+    (rows, columns), merge = grid, packing.merge
+    spans = pixels[:, None].expand(-1, packing.temporal, -1, -1, -1)
+    shape = (rows // merge, merge, side, columns // merge, merge, side)
+    parts = spans.reshape(*spans.shape[:3], *shape)
+    ordered = parts.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    return ordered.flatten(5).flatten(0, 4)
 
 
 def _on_hub(name: str) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from stc_stream.comparison import FrameNumbers
+from stc_stream.comparison import Fidelity, FrameNumbers
 
 # matplotlib knows no CSS variables: it draws with these, which stand for nothing else.
 _STAND_INS = {
@@ -72,6 +72,32 @@ def cosine_chart(frames: Sequence[FrameNumbers]) -> str:
     return _chart(draw, 2.4, "Cosine of the compressed features to the dense ones over time")
 
 
+def fidelity_chart(fidelity: Fidelity) -> str:
+    """Return the cosine to dense by layer, a line for each age, as an inline SVG."""
+
+    def draw(axes: Axes) -> None:
+        shown = [place for place, age in enumerate(fidelity.ages) if age > 0]
+        layers = range(1, len(fidelity.layers) + 1)
+        lowest = 1.0
+        for order, place in enumerate(shown):
+            heights = [np.nan if row[place] is None else row[place] for row in fidelity.layers]
+            # Older frames in a stronger line.
+            alpha = 0.35 + 0.65 * (order + 1) / len(shown)
+            axes.plot(layers, heights, color=_COMPRESSED, alpha=alpha, linewidth=1.6, marker="o",
+                      markersize=3)  # fmt: skip
+            if np.isfinite(heights[-1]):
+                age = fidelity.ages[place]
+                label = f" {age} frame{'s' if age > 1 else ''}"
+                axes.annotate(label, (len(heights), heights[-1]), color=_MUTED, va="center")
+            lowest = min([lowest, *(height for height in heights if np.isfinite(height))])
+        axes.set_ylim(lowest - 0.08 * max(1 - lowest, 1e-3), 1 + 0.08 * max(1 - lowest, 1e-3))
+        axes.set_ylabel("cosine to dense")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+    words = "Cosine of each layer's output to the dense one, by frames since the refresh"
+    return _chart(draw, 2.8, words, "layer")
+
+
 def _mark(axes: Axes, frames: Sequence[FrameNumbers], heights: Sequence[float]) -> None:
     refreshed = [(f.time, h) for f, h in zip(frames, heights, strict=True) if f.refreshed]
     selective = [(f.time, h) for f, h in zip(frames, heights, strict=True) if not f.refreshed]
@@ -100,12 +126,14 @@ def _above(axes: Axes, frames: Sequence[FrameNumbers], top: float) -> None:
         )
 
 
-def _chart(draw: Callable[[Axes], None], inches: float, label: str) -> str:
+def _chart(
+    draw: Callable[[Axes], None], inches: float, label: str, along: str = "seconds"
+) -> str:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(10, inches), layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
-        axes.set_xlabel("seconds")
+        axes.set_xlabel(along)
         axes.margins(x=0.015)
         axes.grid(axis="y", color=_LINE, linewidth=0.8)
         axes.set_axisbelow(True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 import stc_kernels
+from stc_stream.comparison import VisionTower
 from stc_stream.report.run import StreamRun
 from stc_stream.report.versions import cores, processor, versions
 from stc_stream.report.whole import write_whole
@@ -37,17 +39,10 @@ def stream_document(run: StreamRun) -> dict[str, Any]:
             "layers": tower.layers,
         },
         "config": {"cacher": asdict(run.cacher), "pruner": asdict(run.pruner)},
-        "machine": {
-            "device": str(tower.device),
-            "processor": processor(tower.device),
-            "dtype": str(tower.dtype).removeprefix("torch."),
-            "cores": cores(),
-            "threads": torch.get_num_threads(),
-            "system": platform.system(),
-            "architecture": platform.machine(),
-        },
+        "machine": machine(tower),
         "versions": dict(versions()),
         "implementation": stc_kernels.implementation("select_dynamic", tower.device),
+        "fidelity": None if run.fidelity is None else asdict(run.fidelity),
         "summary": {**asdict(run.summary), "scene_cuts": list(run.summary.scene_cuts)},
         "frames": [asdict(frame) for frame in run.frames],
     }
@@ -55,16 +50,34 @@ def stream_document(run: StreamRun) -> dict[str, Any]:
 
 def stream_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of `stream_document`."""
-    text = files("stc_stream").joinpath("data/stream.schema.json").read_text(encoding="utf-8")
+    return read_schema("stream.schema.json")
+
+
+def machine(tower: VisionTower) -> dict[str, Any]:
+    """Return where a tower ran, as a document has it."""
+    return {
+        "device": str(tower.device),
+        "processor": processor(tower.device),
+        "dtype": str(tower.dtype).removeprefix("torch."),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "architecture": platform.machine(),
+    }
+
+
+def read_schema(name: str) -> dict[str, Any]:
+    """Return a JSON Schema that comes with the package."""
+    text = files("stc_stream").joinpath(f"data/{name}").read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
 
 
-def write_document(run: StreamRun, path: Path) -> None:
-    """Write `stream_document` to a file.
+def write_document(document: Mapping[str, Any], path: Path) -> None:
+    """Write a document to a file.
 
     Raises:
         OSError: it cannot be written; a file that was there before stays as it was.
     """
-    text = json.dumps(stream_document(run), indent=2, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
     write_whole(path, text + "\n")

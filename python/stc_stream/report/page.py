@@ -11,7 +11,7 @@ import jinja2
 import torch
 
 import stc_kernels
-from stc_stream.report.charts import cosine_chart, latency_chart
+from stc_stream.report.charts import cosine_chart, fidelity_chart, latency_chart
 from stc_stream.report.gallery import Moment
 from stc_stream.report.pictures import OUTLINE, TINT, colour_bar, inline, overlay, similarity_map
 from stc_stream.report.run import StreamRun
@@ -56,6 +56,7 @@ def render(run: StreamRun, moments: Sequence[Moment]) -> str:
         outline=_css(OUTLINE),
         latency_chart=latency_chart(run.frames),
         cosine_chart=cosine_chart(run.frames),
+        fidelity_chart=_fidelity_chart(run),
         processor=processor(tower.device),
         cores=cores(),
         threads=torch.get_num_threads(),
@@ -63,6 +64,12 @@ def render(run: StreamRun, moments: Sequence[Moment]) -> str:
         versions=versions(),
         dtype=str(tower.dtype).removeprefix("torch."),
     )
+
+
+def _fidelity_chart(run: StreamRun) -> str | None:
+    if run.fidelity is None or run.fidelity.ages[-1] == 0:
+        return None
+    return fidelity_chart(run.fidelity)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stc_stream.cacher import CacherConfig
-from stc_stream.comparison import FrameNumbers, Summary, VisionTower, summarise
+from stc_stream.comparison import Fidelity, FrameNumbers, Summary, VisionTower, summarise
 from stc_stream.pruner import PrunerConfig
 
 
@@ -22,6 +22,7 @@ class StreamRun:
         warnings: what was wrong with the source, one line each.
         complete: False when it was interrupted.
         fps: the sampling asked for, frames a second.
+        fidelity: how close layers stayed to dense, by frames since the refresh.
     """
 
     source: str
@@ -32,6 +33,7 @@ class StreamRun:
     warnings: tuple[str, ...] = ()
     complete: bool = True
     fps: float | None = None
+    fidelity: Fidelity | None = None
 
     @property
     def summary(self) -> Summary:

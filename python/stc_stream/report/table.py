@@ -8,6 +8,9 @@ from rich.text import Text
 from stc_stream.comparison import Latency
 from stc_stream.report.run import StreamRun
 
+# Rows by age: a long refresh interval would fill the screen.
+_AGES = 3
+
 
 def verdict(run: StreamRun) -> str:
     """Return the line that says what compression saved, or that it lost and what to try."""
@@ -64,7 +67,24 @@ def summary_table(run: StreamRun) -> Table:
         _cosine(summary.cosine),
     )
     table.add_row("  on selective frames", "", "", _cosine(summary.cosine_selective), style="dim")
+    for age, cosine in _by_age(run):
+        words = f"  {age} frame{'s' if age > 1 else ''} after its refresh"
+        table.add_row(words, "", "", _cosine(cosine), style="dim")
     return table
+
+
+def _by_age(run: StreamRun) -> list[tuple[int, float | None]]:
+    """Return the features' cosine at a few ages, the first selective one and the last with them."""
+    if run.fidelity is None:
+        return []
+    rows = [
+        (age, cosine)
+        for age, cosine in zip(run.fidelity.ages, run.fidelity.features, strict=True)
+        if age > 0
+    ]
+    last = len(rows) - 1
+    places = sorted({round(place * last / (_AGES - 1)) for place in range(_AGES)} if rows else ())
+    return [rows[place] for place in places]
 
 
 def _latency(latency: Latency) -> tuple[str, str, str]:
