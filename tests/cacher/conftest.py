@@ -105,3 +105,28 @@ def choice_margin(recording: Recording, threshold: float | None = None) -> float
                 gap = similarity[~chosen].min() - similarity[chosen & finite].max()
                 margin = min(margin, float(gap))
     return margin
+
+
+class Repeats:
+    """Captures on any device: what repeats the work writes over what it wrote before."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.captures = 0
+        self.inputs = []
+        self._fails = fails
+
+    def refusal(self, device):
+        return None
+
+    def capture(self, work, inputs):
+        if self._fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.captures += 1
+        self.inputs.append(inputs)
+        outputs = [output.clone() for output in work(inputs)]
+
+        def replay():
+            for output, again in zip(outputs, work(inputs), strict=True):
+                output.copy_(again)
+
+        return replay, outputs

@@ -7,11 +7,12 @@ import math
 
 import pytest
 import torch
-from cacher.conftest import CLEAR, choice_margin
+from cacher.conftest import CLEAR, Repeats, choice_margin
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from stc_stream import CacherConfig, attach_cacher
+from stc_stream.cacher.graphs import GraphStore
 
 STREAMS = ["door", "yard", 3]
 FRAMES = 14
@@ -48,12 +49,12 @@ def scene(make_tower, make_clip, seed):
 
 
 @settings(
-    max_examples=200,
+    max_examples=250,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
 )
-@given(steps=batches, config=configs)
-def test_batches_are_their_frames(scene, steps, config):
+@given(steps=batches, config=configs, graphs=st.booleans())
+def test_batches_are_their_frames(scene, steps, config, graphs):
     tower, clip = scene
     with torch.no_grad(), attach_cacher(tower, config) as cacher:
         expected, margin, first = [], math.inf, 0
@@ -68,6 +69,8 @@ def test_batches_are_their_frames(scene, steps, config):
     # Where two tokens are as good as equally similar, either choice is right.
     assume(margin > CLEAR)
     with torch.no_grad(), attach_cacher(tower, config) as cacher:
+        if graphs and config.threshold is None:
+            cacher._graphs = GraphStore(Repeats())
         ours, first = [], 0
         for names, resets in steps:
             with cacher.streams(names):

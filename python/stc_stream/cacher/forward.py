@@ -349,7 +349,9 @@ class Forward:
 
         frames = group.take(x)
         given = (frames.index_select(0, rows), destinations, slots, places, *tables)
-        outputs = graphs.run(key, given, work, self._hooked)
+        # Rows may be held against the very references that the batch replaces.
+        rehearsal = plan.pool.kept_as_is(plan.destinations)
+        outputs = graphs.run(key, given, work, rehearsal, self._hooked)
         if outputs is None:
             return None
         group.batch.computed = len(self._tower.layers) * (
@@ -420,8 +422,11 @@ class Forward:
     def _hooked(self) -> str | None:
         """Say which hook would not be called when a graph is replayed."""
         for number, layer in enumerate(self._tower.layers):
+            # A graph leaves out no more hooks of these than running eagerly does.
+            uncalled = {id(module) for _, module in layer.unread()}
             for name, module in layer.module.named_modules():
-                if name and (module._forward_hooks or module._forward_pre_hooks):
+                hooked = module._forward_hooks or module._forward_pre_hooks
+                if hooked and id(module) not in uncalled:
                     return f"{name} of layer {number} has forward hooks, which a graph leaves out"
         return None
 

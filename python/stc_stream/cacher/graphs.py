@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -114,6 +115,7 @@ class GraphStore:
         key: Hashable,
         inputs: Sequence[Tensor],
         work: Work,
+        rehearsal: AbstractContextManager[None],
         refusal: Callable[[], str | None],
     ) -> list[Tensor] | None:
         """Run work from its graph, capturing it the second time that its bucket comes.
@@ -122,7 +124,8 @@ class GraphStore:
             key: the bucket. Work of one bucket reads inputs of the same shapes, and otherwise the
                 same memory.
             inputs: what changes from call to call.
-            work: maps inputs to outputs; run twice, it leaves the same behind as run once.
+            work: maps inputs to outputs.
+            rehearsal: entered for a capture, which runs the work for no use; undoes what it did.
             refusal: says why this work can't be captured; asked before it is.
 
         Returns:
@@ -135,7 +138,7 @@ class GraphStore:
             if key not in self._seen:
                 self._note(key)
                 return None
-            captured = self._captured(inputs, work, refusal)
+            captured = self._captured(inputs, work, rehearsal, refusal)
             if captured is None:
                 return None
             self._graphs[key] = captured
@@ -154,7 +157,11 @@ class GraphStore:
             self._seen.popitem(last=False)
 
     def _captured(
-        self, inputs: Sequence[Tensor], work: Work, refusal: Callable[[], str | None]
+        self,
+        inputs: Sequence[Tensor],
+        work: Work,
+        rehearsal: AbstractContextManager[None],
+        refusal: Callable[[], str | None],
     ) -> _Captured | None:
         reason = self.backend.refusal(inputs[0].device) or refusal()
         if reason is not None:
@@ -162,7 +169,7 @@ class GraphStore:
             return None
         try:
             # What is made in inference mode could not be written outside it later.
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), rehearsal:
                 static = tuple(tensor.clone() for tensor in inputs)
                 replay, outputs = self.backend.capture(work, static)
         except Exception as error:

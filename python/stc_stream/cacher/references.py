@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -207,6 +208,19 @@ class ReferencePool:
             references.scale.index_copy_(0, slots, scale)
         references.value.index_copy_(0, slots, kept.value)
         references.delta.index_copy_(0, slots, kept.delta)
+
+    @contextmanager
+    def kept_as_is(self, slots: Sequence[int]) -> Iterator[None]:
+        """Put back, on leaving, what these slots held before."""
+        layers = [layer for layer in self._layers if layer is not None]
+        index = torch.tensor(slots, dtype=torch.int64, device=self.kind.device)
+        before = [[each.index_select(0, index) for each in x.tensors()] for x in layers]
+        try:
+            yield
+        finally:
+            for layer, held in zip(layers, before, strict=True):
+                for tensor, rows in zip(layer.tensors(), held, strict=True):
+                    tensor.index_copy_(0, index, rows)
 
     def as_kept(self, key: Tensor) -> Tensor:
         """Return keys of refresh rows as they will be compared with once they are in the pool."""
