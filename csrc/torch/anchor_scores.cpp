@@ -120,7 +120,7 @@ ScoreArguments check_scores(const char* op, const Tensor& tokens,
     width = channels->size(0);
   }
   if (temporal_anchor.has_value()) {
-    const ScalarType dtype = temporal_anchor->scalar_type();
+    const ScalarType dtype = scalar_type_of(*temporal_anchor);
     if (dtype != ScalarType::Float && dtype != tokens.scalar_type()) {
       fail(op, "temporal_anchor", "have dtype float32 or that of tokens",
            "has dtype " + dtype_text(dtype));

@@ -1,5 +1,6 @@
 #include "arguments.h"
 
+#include <cctype>
 #include <cstdio>
 #include <stdexcept>
 
@@ -51,7 +52,7 @@ void check_tokens(const char* op, const char* name, const Tensor& tensor, bool m
   if (tensor.dim() != 3) {
     fail(op, name, "have shape [frames, tokens, channels]", "has shape " + shape_text(tensor));
   }
-  const ScalarType dtype = tensor.scalar_type();
+  const ScalarType dtype = scalar_type_of(tensor);
   if (dtype != ScalarType::Float && dtype != ScalarType::Half && dtype != ScalarType::BFloat16) {
     fail(op, name, "have dtype float32, float16 or bfloat16", "has dtype " + dtype_text(dtype));
   }
@@ -63,9 +64,10 @@ void check_tokens(const char* op, const char* name, const Tensor& tensor, bool m
 
 void check_like(const char* op, const char* name, const Tensor& tensor, const char* other_name,
                 const Tensor& other) {
-  if (tensor.scalar_type() != other.scalar_type()) {
-    fail(op, name, "have dtype " + dtype_text(other.scalar_type()) + " like " + other_name,
-         "has dtype " + dtype_text(tensor.scalar_type()));
+  const ScalarType dtype = scalar_type_of(tensor), wanted = scalar_type_of(other);
+  if (dtype != wanted) {
+    fail(op, name, "have dtype " + dtype_text(wanted) + " like " + other_name,
+         "has dtype " + dtype_text(dtype));
   }
   check_device(op, name, tensor, other_name);
 }
@@ -77,9 +79,9 @@ void check_no_grad(const char* op, const char* name, const Tensor& tensor) {
 
 void check_dtype(const char* op, const char* name, const Tensor& tensor, ScalarType dtype) {
   check_defined(op, name, tensor);
-  if (tensor.scalar_type() != dtype) {
+  if (scalar_type_of(tensor) != dtype) {
     fail(op, name, "have dtype " + dtype_text(dtype),
-         "has dtype " + dtype_text(tensor.scalar_type()));
+         "has dtype " + dtype_text(scalar_type_of(tensor)));
   }
   check_device(op, name, tensor, "the tokens");
 }
@@ -127,8 +129,6 @@ std::string dtype_text(ScalarType dtype) {
       return "float32";
     case ScalarType::Half:
       return "float16";
-    case ScalarType::BFloat16:
-      return "bfloat16";
     case ScalarType::Double:
       return "float64";
     case ScalarType::Long:
@@ -141,26 +141,29 @@ std::string dtype_text(ScalarType dtype) {
       return "int8";
     case ScalarType::Byte:
       return "uint8";
-    case ScalarType::UInt16:
-      return "uint16";
-    case ScalarType::UInt32:
-      return "uint32";
-    case ScalarType::UInt64:
-      return "uint64";
-    case ScalarType::Bool:
-      return "bool";
     case ScalarType::ComplexHalf:
       return "complex32";
     case ScalarType::ComplexFloat:
       return "complex64";
     case ScalarType::ComplexDouble:
       return "complex128";
-    case ScalarType::Float8_e4m3fn:
-      return "float8_e4m3fn";
-    case ScalarType::Float8_e5m2:
-      return "float8_e5m2";
     default:
-      return torch::headeronly::toString(dtype);
+      break;
+  }
+  // All newer ones are called the same in Python, but for the capitals.
+  std::string name = torch::headeronly::toString(dtype);
+  for (char& letter : name) letter = static_cast<char>(std::tolower(letter));
+  return name;
+}
+
+ScalarType scalar_type_of(const Tensor& tensor) {
+  try {
+    return tensor.scalar_type();
+  } catch (const std::exception&) {
+    // The stable interface has words for few of the dtypes, but their numbers for all.
+    int32_t number;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &number));
+    return static_cast<ScalarType>(number);
   }
 }
 

@@ -44,6 +44,8 @@ Metric parse_metric(const char* op, const std::string& metric);
 
 std::string shape_text(const Tensor& tensor);
 std::string dtype_text(ScalarType dtype);
+// Of any dtype that torch has, where Tensor::scalar_type knows the usual ones.
+ScalarType scalar_type_of(const Tensor& tensor);
 std::string number_text(double value);
 
 // The tensor itself where its channels lie next to each other, else a contiguous copy of it.

@@ -45,16 +45,8 @@ inline float to_float(Float16 value) {
   return from_bits(sign | to_bits(magnitude));
 }
 
-template <typename T>
-T from_float(float value);
-
-template <>
-inline float from_float<float>(float value) {
-  return value;
-}
-
-template <>
-inline Float16 from_float<Float16>(float value) {
+// Rounds to nearest, ties to even.
+inline Float16 to_float16(float value) {
   const uint32_t bits = to_bits(value);
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
   const uint32_t magnitude = bits & 0x7fffffffu;

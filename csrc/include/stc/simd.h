@@ -114,7 +114,7 @@ STC_INLINE void store(Float16* p, Floats v) {
   std::memcpy(&wide, &v, sizeof(v));
   vst1_f16(reinterpret_cast<__fp16*>(p), vcvt_f16_f32(wide));
 #else
-  for (int i = 0; i < kLanes; ++i) p[i] = from_float<Float16>(v[i]);
+  for (int i = 0; i < kLanes; ++i) p[i] = to_float16(v[i]);
 #endif
 }
 
