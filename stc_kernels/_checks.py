@@ -331,7 +331,12 @@ def _device(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) 
 
 def _no_grad(op: str, name: str, tensor: Tensor) -> None:
     if torch.is_grad_enabled() and tensor.requires_grad:
-        _fail(op, name, "not require grad in grad mode (the op has no gradient)", "does")
+        refuse_grad(op, name)
+
+
+def refuse_grad(op: str, name: str) -> NoReturn:
+    """Raise what is said of an argument that requires grad."""
+    _fail(op, name, "not require grad in grad mode (the op has no gradient)", "does")
 
 
 def _choice(op: str, name: str, value: str, choices: Sequence[str]) -> None:

@@ -15,7 +15,9 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch._C import _functorch
 from torch._library.triton import set_wrap_triton_enabled
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
@@ -92,6 +94,34 @@ def implementation(op: str, device: str | torch.device = "cpu") -> str:
     if kind == "cpu" and build_info()["extension"]:
         return f"C++ ({torch.ops.stc_kernels._instruction_set()})"
     return "Triton" if kind == "cuda" and _has_triton() else "naive (PyTorch)"
+
+
+def refuse_derivatives(op: str, *arguments: Any) -> None:
+    """Raise for an argument that a transform of `torch.func`, or forward mode, differentiates by.
+
+    The op's own check doesn't see these: a transform takes them apart before any kernel runs.
+
+    Raises:
+        RuntimeError: in the op's own words.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if _functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0:
+        return
+    schema = getattr(torch.ops.stc_kernels, op).default._schema
+    for declared, argument in zip(schema.arguments, arguments, strict=True):
+        if isinstance(argument, Tensor) and _is_differentiated(argument):
+            _checks.refuse_grad(op, declared.name)
+
+
+def _is_differentiated(tensor: Tensor) -> bool:
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
+        return True
+    if not torch.is_grad_enabled():
+        return False
+    while not tensor.requires_grad and _functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor.requires_grad
 
 
 def _checked(name: str, run: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 
 import stc_kernels
 from stc_kernels import _checks
@@ -337,6 +338,25 @@ def test_one_text_everywhere(op, args, error, text):
     assert str(raised.value) == text
 
 
+SUPPORTED = (torch.float32, torch.float16, torch.bfloat16)
+OTHERS = {
+    value
+    for value in vars(torch).values()
+    # A quantized tensor is no CPU tensor to the dispatcher: see below.
+    if isinstance(value, torch.dtype) and value not in SUPPORTED and "q" not in str(value)
+}
+
+
+@pytest.mark.parametrize("dtype", sorted(OTHERS, key=str), ids=lambda d: str(d)[6:])
+def test_every_other_dtype_is_named(dtype):
+    other = torch.empty(2, 6, 4, dtype=dtype)
+    text = f"must have dtype float32, float16 or bfloat16, but has dtype {str(dtype)[6:]}"
+    for op in (stc_kernels.quiet_channels, _checks.quiet_channels):
+        with pytest.raises((TypeError, RuntimeError)) as raised:
+            op(other, 2)
+        assert str(raised.value) == f"stc_kernels.quiet_channels: tokens {text}"
+
+
 def test_nothing_that_the_kernels_run_on():
     with pytest.raises(TypeError, match=r"^There were no tensor[^\n]*::quiet_channels$"):
         stc_kernels.quiet_channels(None, 1)
@@ -357,6 +377,57 @@ def test_no_grad_makes_it_right():
     # Neither a leaf, nor made under grad: what a model's activation is.
     with pytest.raises(ValueError, match="not require grad"):
         stc_kernels.patch_similarity(grad() * 2, X)
+
+
+def derivatives(function):
+    """Yield calls that differentiate a function of a tensor, each by another transform."""
+    ones = torch.ones_like(X)
+    yield lambda: torch.func.grad(lambda x: function(x).sum())(X)
+    yield lambda: torch.func.vjp(function, X)
+    yield lambda: torch.func.jvp(function, (X,), (ones,))
+    yield lambda: torch.func.jacfwd(function)(X)
+    yield lambda: torch.vmap(torch.func.grad(lambda x: function(x[None]).sum()))(X)
+    yield lambda: torch.func.grad(lambda x: torch.vmap(lambda y: function(y[None]))(x).sum())(X)
+    with forward_ad.dual_level():
+        yield lambda: function(forward_ad.make_dual(X, ones))
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "function"),
+    [
+        ("patch_similarity", "current", lambda x: stc_kernels.patch_similarity(x, X[:1])),
+        ("patch_similarity", "reference", lambda x: stc_kernels.patch_similarity(X[:1], x[:1])),
+        (
+            "merge_tokens",
+            "residual",
+            lambda x: stc_kernels.merge_tokens(X[:, :0][: len(x)], X[:1], SLOT[: len(x)], None, x),
+        ),
+        (
+            "prune_tokens",
+            "temporal_anchor",
+            lambda x: stc_kernels.prune_tokens(X[:1], 2, x[0, 0])[0],
+        ),
+    ],
+)
+def test_no_transform_takes_a_derivative_for_zero(op, name, function):
+    must = "not require grad in grad mode (the op has no gradient)"
+    for differentiate in derivatives(function):
+        with pytest.raises(ValueError) as raised:  # noqa: PT011 (the whole text is compared)
+            differentiate()
+        assert str(raised.value) == f"stc_kernels.{op}: {name} must {must}, but does"
+
+
+def test_transforms_of_something_else():
+    scores = stc_kernels.patch_similarity(X, X + 1)
+    weighed = torch.func.grad(lambda w: (w * stc_kernels.patch_similarity(X, X + 1)).sum())
+    torch.testing.assert_close(weighed(torch.ones(2, 6)), scores)
+
+    def detached(x):
+        return (x.sum(2) * stc_kernels.patch_similarity(x.detach(), X + 1)).sum()
+
+    torch.testing.assert_close(torch.func.grad(detached)(X), scores[..., None].expand(X.shape))
+    many = torch.vmap(lambda x: stc_kernels.patch_similarity(x, X + 1))(torch.stack([X, X + 1]))
+    torch.testing.assert_close(many, torch.stack([scores, torch.ones(2, 6)]))
 
 
 def test_a_right_call_after_a_wrong_one(generator):

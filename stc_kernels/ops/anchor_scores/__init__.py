@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stc_kernels._library import public_error
+from stc_kernels._registry import refuse_derivatives
 
 
 def anchor_scores(
@@ -42,6 +43,7 @@ def anchor_scores(
         TypeError: a wrong dtype, or not a tensor.
     """
     try:
+        refuse_derivatives("anchor_scores", tokens, temporal_anchor, strategy, alpha, channels)
         result: Tensor = torch.ops.stc_kernels.anchor_scores(
             tokens, temporal_anchor, strategy, alpha, channels
         )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stc_kernels._library import public_error
+from stc_kernels._registry import refuse_derivatives
 
 
 def gather_tokens(
@@ -26,6 +27,7 @@ def gather_tokens(
         TypeError: a wrong dtype, or not a tensor.
     """
     try:
+        refuse_derivatives("gather_tokens", tokens, index)
         result: Tensor = torch.ops.stc_kernels.gather_tokens(tokens, index)
     except RuntimeError as error:
         raise public_error(error) from None

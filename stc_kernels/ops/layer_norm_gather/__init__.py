@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stc_kernels._library import public_error
+from stc_kernels._registry import refuse_derivatives
 
 
 def layer_norm_gather(
@@ -40,6 +41,7 @@ def layer_norm_gather(
         TypeError: a wrong dtype, or not a tensor.
     """
     try:
+        refuse_derivatives("layer_norm_gather", tokens, index, weight, bias, added, eps)
         result: tuple[Tensor, Tensor] = torch.ops.stc_kernels.layer_norm_gather(
             tokens, index, weight, bias, added, eps
         )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stc_kernels._library import public_error
+from stc_kernels._registry import refuse_derivatives
 
 
 def merge_tokens(
@@ -38,6 +39,7 @@ def merge_tokens(
         TypeError: a wrong dtype, or not a tensor.
     """
     try:
+        refuse_derivatives("merge_tokens", updated, cached, slot, reference_index, residual)
         result: Tensor = torch.ops.stc_kernels.merge_tokens(
             updated, cached, slot, reference_index, residual
         )

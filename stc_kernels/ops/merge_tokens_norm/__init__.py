@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stc_kernels._library import public_error
+from stc_kernels._registry import refuse_derivatives
 
 
 def merge_tokens_norm(
@@ -43,6 +44,9 @@ def merge_tokens_norm(
         TypeError: a wrong dtype, or not a tensor.
     """
     try:
+        refuse_derivatives(
+            "merge_tokens_norm", updated, cached, slot, weight, bias, reference_index, residual, eps
+        )
         result: tuple[Tensor, Tensor] = torch.ops.stc_kernels.merge_tokens_norm(
             updated, cached, slot, weight, bias, reference_index, residual, eps
         )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stc_kernels._library import public_error
+from stc_kernels._registry import refuse_derivatives
 
 
 def patch_similarity(
@@ -35,6 +36,7 @@ def patch_similarity(
         TypeError: a wrong dtype, or not a tensor.
     """
     try:
+        refuse_derivatives("patch_similarity", current, reference, reference_index, metric)
         result: Tensor = torch.ops.stc_kernels.patch_similarity(
             current, reference, reference_index, metric
         )

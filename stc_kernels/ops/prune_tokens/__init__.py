@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stc_kernels._library import public_error
+from stc_kernels._registry import refuse_derivatives
 
 
 def prune_tokens(
@@ -39,6 +40,7 @@ def prune_tokens(
         TypeError: a wrong dtype, or not a tensor.
     """
     try:
+        refuse_derivatives("prune_tokens", tokens, k, temporal_anchor, strategy, alpha, channels)
         result: tuple[Tensor, Tensor] = torch.ops.stc_kernels.prune_tokens(
             tokens, k, temporal_anchor, strategy, alpha, channels
         )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stc_kernels._library import public_error
+from stc_kernels._registry import refuse_derivatives
 
 
 def quiet_channels(
@@ -30,6 +31,7 @@ def quiet_channels(
         TypeError: a wrong dtype, or not a tensor.
     """
     try:
+        refuse_derivatives("quiet_channels", tokens, keep)
         result: Tensor = torch.ops.stc_kernels.quiet_channels(tokens, keep)
     except RuntimeError as error:
         raise public_error(error) from None

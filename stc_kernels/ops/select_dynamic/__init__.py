@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stc_kernels._library import public_error
+from stc_kernels._registry import refuse_derivatives
 
 
 def select_dynamic(
@@ -36,6 +37,7 @@ def select_dynamic(
         TypeError: a wrong dtype, or not a tensor.
     """
     try:
+        refuse_derivatives("select_dynamic", current, reference, k, reference_index, metric)
         result: tuple[Tensor, Tensor] = torch.ops.stc_kernels.select_dynamic(
             current, reference, k, reference_index, metric
         )

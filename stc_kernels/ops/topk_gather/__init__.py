@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stc_kernels._library import public_error
+from stc_kernels._registry import refuse_derivatives
 
 
 def topk_gather(
@@ -33,6 +34,7 @@ def topk_gather(
         TypeError: a wrong dtype, or not a tensor.
     """
     try:
+        refuse_derivatives("topk_gather", tokens, scores, k, largest)
         result: tuple[Tensor, Tensor] = torch.ops.stc_kernels.topk_gather(
             tokens, scores, k, largest
         )
