@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -82,7 +83,8 @@ def test_batches_are_their_frames(scene, steps, config, graphs):
         torch.cat(ours), torch.cat(expected), rtol=1e-5, atol=1e-5, equal_nan=True
     )
     if config.threshold is None:
-        assert ours_stats == stats
+        # How many places were ever needed at once, and are held, hangs on the batches.
+        assert replace(ours_stats, bytes=0) == replace(stats, bytes=0)
 
 
 def _reset(cacher, names):
