@@ -11,7 +11,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stc_stream.cacher import Cacher, CacherConfig, CacherStats, LayerRecord, attach_cacher
+    from stc_stream.cacher import (
+        Cacher,
+        CacherConfig,
+        CacherStats,
+        LayerRecord,
+        RefreshPolicy,
+        StreamFrame,
+        attach_cacher,
+    )
     from stc_stream.pruner import PrunedTokens, PrunerConfig, TokenPruner
 
 __all__ = [
@@ -21,6 +29,8 @@ __all__ = [
     "LayerRecord",
     "PrunedTokens",
     "PrunerConfig",
+    "RefreshPolicy",
+    "StreamFrame",
     "TokenPruner",
     "attach_cacher",
 ]
@@ -32,6 +42,8 @@ _HOMES = {
     "LayerRecord": "cacher",
     "PrunedTokens": "pruner",
     "PrunerConfig": "pruner",
+    "RefreshPolicy": "cacher",
+    "StreamFrame": "cacher",
     "TokenPruner": "pruner",
     "attach_cacher": "cacher",
 }

@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+
+pytest.importorskip("hypothesis", reason="hypothesis is not installed here")
 from cacher.conftest import CLEAR, Repeats, choice_margin
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
