@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -29,11 +31,17 @@ def tower():
     return SiglipVisionModel(SiglipVisionConfig(**SHAPE, image_size=48, patch_size=8))
 
 
-def test_reads_the_parts_of_each_layer(tower):
-    read = read_tower(tower)
+@pytest.fixture
+def inner(tower):
+    """Return what holds the embeddings and the encoder: the tower itself, or in it."""
+    return getattr(tower, "vision_model", tower)
+
+
+def test_reads_the_parts_of_each_layer(inner):
+    read = read_tower(inner)
     assert (read.family, read.path, read.width, len(read.layers)) == ("SigLIP", "", 32, 2)
-    assert read.encoder is tower.encoder
-    for parts, layer in zip(read.layers, tower.encoder.layers, strict=True):
+    assert read.encoder is inner.encoder
+    for parts, layer in zip(read.layers, inner.encoder.layers, strict=True):
         attention = layer.self_attn
         assert parts.module is layer
         assert (parts.norm1, parts.norm2, parts.mlp) == (
@@ -46,20 +54,20 @@ def test_reads_the_parts_of_each_layer(tower):
         assert (parts.heads, parts.scale) == (4, 8**-0.5)
 
 
-def test_finds_the_tower_in_a_model(tower):
+def test_finds_the_tower_in_a_model(inner):
     class Wrapper(nn.Module):
         def __init__(self):
             super().__init__()
             self.projector = nn.Linear(32, 64)
-            self.vision_tower = nn.ModuleDict({"vision_model": tower})
+            self.vision_tower = nn.ModuleDict({"vision_model": inner})
 
     assert read_tower(Wrapper()).path == "vision_tower.vision_model"
 
 
-def test_several_towers_are_refused(tower):
-    other = SiglipVisionModel(tower.config)
+def test_several_towers_are_refused(inner):
+    other = copy.deepcopy(inner)
     with pytest.raises(ValueError, match=r"2 vision towers \(left, right\)"):
-        read_tower(nn.ModuleDict({"left": tower, "right": other}))
+        read_tower(nn.ModuleDict({"left": inner, "right": other}))
 
 
 @pytest.mark.parametrize(
@@ -78,20 +86,20 @@ def test_what_cannot_be_read_says_why(model, reason):
         read_tower(model())
 
 
-def test_a_missing_part_is_named(tower):
-    del tower.encoder.layers[1].mlp
+def test_a_missing_part_is_named(tower, inner):
+    del inner.encoder.layers[1].mlp
     with pytest.raises(TypeError, match="has no mlp in layer 1"):
         read_tower(tower)
 
 
-def test_projections_must_be_plain(tower):
-    tower.encoder.layers[0].self_attn.v_proj = nn.Identity()
+def test_projections_must_be_plain(tower, inner):
+    inner.encoder.layers[0].self_attn.v_proj = nn.Identity()
     with pytest.raises(TypeError, match=r"no torch\.nn\.Linear as self_attn\.v_proj in layer 0"):
         read_tower(tower)
 
 
-def test_a_tower_without_layers(tower):
-    tower.encoder.layers = nn.ModuleList()
+def test_a_tower_without_layers(tower, inner):
+    inner.encoder.layers = nn.ModuleList()
     with pytest.raises(TypeError, match="has no layers"):
         read_tower(tower)
 

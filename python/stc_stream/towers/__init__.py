@@ -6,12 +6,20 @@ from types import ModuleType
 
 from torch import nn
 
-from stc_stream.towers import clip, siglip
+from stc_stream.towers import clip, dinov2, dinov3, internvit, qwen_vl, siglip, timm_vit
 from stc_stream.towers.tower import Entry, Projection, Tower, TowerLayer, Unreadable
 
 __all__ = ["FAMILIES", "Entry", "Projection", "Tower", "TowerLayer", "read_tower"]
 
-FAMILIES: dict[str, ModuleType] = {"SigLIP": siglip, "CLIP": clip}
+FAMILIES: dict[str, ModuleType] = {
+    "SigLIP": siglip,
+    "CLIP": clip,
+    "DINOv2": dinov2,
+    "DINOv3": dinov3,
+    "InternViT": internvit,
+    "Qwen-VL": qwen_vl,
+    "timm ViT": timm_vit,
+}
 """The families that can be read, each by a module with two functions, `resembles` and `read`."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import nn
 
 from stc_stream.towers import siglip
-from stc_stream.towers.tower import Entry, Tower, part
+from stc_stream.towers.tower import Entry, Tower, part, stack
 
 
 def resembles(module: nn.Module) -> bool:
@@ -28,7 +28,7 @@ def read(module: nn.Module, path: str) -> Tower:
         family="CLIP",
         path=path,
         entries=(Entry(part(module, "encoder", None)),),
-        layers=siglip.layers(module),
+        layers=stack(module, "encoder.layers", siglip.read_layer),
         embedding=part(module, "embeddings.patch_embedding", nn.Conv2d),
         prefix_tokens=1,
     )

@@ -14,9 +14,11 @@ from stc_stream.towers.tower import (
     TowerLayer,
     Unreadable,
     dropout,
+    nothing_else,
     part,
     returns_tuple,
     setting,
+    stack,
 )
 
 
@@ -44,19 +46,15 @@ def read(module: nn.Module, path: str) -> Tower:
         raise Unreadable(
             "embeds no image patches (embeddings.patch_embedding is not a torch.nn.Conv2d)"
         )
-    return Tower("SigLIP", path, (Entry(part(module, "encoder", None)),), layers(module), embedding)
+    layers = stack(module, "encoder.layers", read_layer)
+    return Tower("SigLIP", path, (Entry(part(module, "encoder", None)),), layers, embedding)
 
 
-def layers(module: nn.Module) -> tuple[TowerLayer, ...]:
-    """Read the layers of `module.encoder`, in the way of SigLIP and CLIP."""
-    modules = list(part(module, "encoder.layers", nn.ModuleList))
-    if not modules:
-        raise Unreadable("has no layers (encoder.layers is empty)")
-    return tuple(_layer(layer, f" in layer {number}") for number, layer in enumerate(modules))
-
-
-def _layer(layer: nn.Module, where: str) -> TowerLayer:
+def read_layer(layer: nn.Module, where: str) -> TowerLayer:
+    """Read a layer of SigLIP or CLIP."""
     attention = part(layer, "self_attn", None, where)
+    nothing_else(layer, {"layer_norm1", "self_attn", "layer_norm2", "mlp"}, where)
+    nothing_else(attention, {"q_proj", "k_proj", "v_proj", "out_proj"}, where)
     query, key, value = (
         Projection(part(layer, f"self_attn.{name}_proj", nn.Linear, where)) for name in "qkv"
     )

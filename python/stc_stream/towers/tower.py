@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,9 +173,7 @@ def part(parent: nn.Module, path: str, kind: type[nn.Module] | None, where: str 
     Raises:
         Unreadable: there is none, or one of another kind.
     """
-    found: object = parent
-    for name in path.split("."):
-        found = getattr(found, name, None)
+    found = _at(parent, path)
     wanted = nn.Module if kind is None else kind
     if not isinstance(found, wanted):
         what = path if kind is None else f"torch.nn.{kind.__name__} as {path}"
@@ -195,16 +193,80 @@ def first_part(
     return part(parent, paths[-1], kind, where)
 
 
-def setting(parent: object, name: str, kind: type, where: str = "") -> Any:
+def optional_part(parent: nn.Module, name: str) -> nn.Module | None:
+    """Return a child, or None where there is none or one that does nothing."""
+    found = getattr(parent, name, None)
+    return found if isinstance(found, nn.Module) and not isinstance(found, nn.Identity) else None
+
+
+def setting(parent: object, name: str, kind: Callable[[Any], Any], where: str = "") -> Any:
     """Return an attribute that is no module, converted to `kind`.
 
     Raises:
         Unreadable: there is none.
     """
-    value = getattr(parent, name, None)
-    if value is None:
-        raise Unreadable(f"has no {name}{where}")
-    return kind(value)
+    return first_setting(parent, (name,), kind, where)
+
+
+def first_setting(
+    parent: object, names: tuple[str, ...], kind: Callable[[Any], Any], where: str = ""
+) -> Any:
+    """Return the first of several attributes that is there, as `setting` does."""
+    for name in names:
+        value = getattr(parent, name, None)
+        if value is not None:
+            return kind(value)
+    raise Unreadable(f"has no {names[-1]}{where}")
+
+
+def learned_tokens(parent: nn.Module, path: str, optional: bool = False) -> int:
+    """Return how many tokens the parameter [1, n, C] at a dotted path puts before the patches.
+
+    Raises:
+        Unreadable: there is no such parameter, and it is not optional.
+    """
+    tokens = _at(parent, path)
+    if isinstance(tokens, Tensor):
+        return tokens.shape[1]
+    if optional:
+        return 0
+    raise Unreadable(f"has no {path}")
+
+
+def stack(
+    module: nn.Module, path: str, read_layer: Callable[[nn.Module, str], TowerLayer]
+) -> tuple[TowerLayer, ...]:
+    """Read all layers in the list at a dotted path.
+
+    Args:
+        module: where the path starts.
+        path: of a ModuleList or Sequential.
+        read_layer: reads one, told where it is, " in layer 3", for its errors.
+
+    Raises:
+        Unreadable: there are none, or one lacks a part.
+    """
+    layers = list(part(module, path, None))
+    if not layers:
+        raise Unreadable(f"has no layers ({path} is empty)")
+    return tuple(read_layer(layer, f" in layer {number}") for number, layer in enumerate(layers))
+
+
+def nothing_else(parent: nn.Module, known: Collection[str], where: str) -> None:
+    """Refuse a module that has weights beside those that a family's layers have.
+
+    What computes with them would be left out. Parts without weights (activations, dropout) are
+    no matter.
+
+    Raises:
+        Unreadable: there are such weights.
+    """
+    own = dict(parent.named_parameters(recurse=False))
+    for name, child in parent.named_children():
+        own.update((name, weight) for weight in child.parameters())
+    for name in own:
+        if name not in known:
+            raise Unreadable(f"has weights that are not read: {name}{where}")
 
 
 def in_a_row(*modules: nn.Module | Branch | None) -> Branch:
@@ -230,7 +292,7 @@ def dropout(layer: nn.Module) -> float:
     for module in layer.modules():
         if isinstance(module, nn.Dropout):
             found.append(module.p)
-        for name in ("dropout", "attention_dropout", "drop_prob"):
+        for name in ("dropout", "attention_dropout", "dropout_prob", "drop_prob"):
             value = getattr(module, name, None)
             if isinstance(value, float | int):
                 found.append(float(value))
@@ -244,3 +306,9 @@ def returns_tuple(layer: nn.Module) -> bool:
     so it was in transformers 4, and is in classes written for it.
     """
     return "output_attentions" in inspect.signature(layer.forward).parameters
+
+
+def _at(parent: object, path: str) -> object:
+    for name in path.split("."):
+        parent = getattr(parent, name, None)
+    return parent

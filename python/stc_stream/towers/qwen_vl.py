@@ -1,0 +1,71 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: packed frames, fused q, k and v, rotary positions, windows.
+
+Two pictures make a temporal patch, which is a frame here. Qwen2.5-VL's layers attend in windows,
+but for some. What later Qwens and others have in common with these is read as well.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import nn
+
+from stc_stream.towers.tower import (
+    Entry,
+    Projection,
+    Tower,
+    TowerLayer,
+    dropout,
+    nothing_else,
+    part,
+    setting,
+    stack,
+)
+
+
+def resembles(module: nn.Module) -> bool:
+    """Say whether `module` has blocks, and is called with the grids of its frames."""
+    return (
+        isinstance(getattr(module, "blocks", None), nn.ModuleList)
+        and "grid_thw" in inspect.signature(module.forward).parameters
+    )
+
+
+def read(module: nn.Module, path: str) -> Tower:
+    """Read a tower that resembles Qwen2-VL's.
+
+    Raises:
+        Unreadable: a part is missing.
+    """
+    layers = stack(module, "blocks", _layer)
+    whole = getattr(module, "fullatt_block_indexes", range(len(layers)))
+    return Tower(
+        family="Qwen-VL",
+        path=path,
+        entries=(Entry(module),),
+        layers=layers,
+        embedding=part(module, "patch_embed.proj", None),
+        packed=True,
+        windowed=not set(range(len(layers))) <= set(whole),
+    )
+
+
+def _layer(layer: nn.Module, where: str) -> TowerLayer:
+    attention = part(layer, "attn", None, where)
+    nothing_else(layer, {"norm1", "attn", "norm2", "mlp"}, where)
+    nothing_else(attention, {"qkv", "proj"}, where)
+    qkv = part(layer, "attn.qkv", nn.Linear, where)
+    return TowerLayer(
+        module=layer,
+        attention=attention,
+        norm1=part(layer, "norm1", None, where),
+        query=Projection(qkv, 0, 3),
+        key=Projection(qkv, 1, 3),
+        value=Projection(qkv, 2, 3),
+        output=part(layer, "attn.proj", nn.Linear, where),
+        norm2=part(layer, "norm2", None, where),
+        mlp=part(layer, "mlp", None, where),
+        heads=setting(attention, "num_heads", int, where),
+        scale=setting(attention, "scaling", float, where),
+        dropout=dropout(layer),
+    )
