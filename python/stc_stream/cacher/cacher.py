@@ -253,7 +253,11 @@ class Cacher:
         return tuple(patches)
 
     def _encode(
-        self, densely: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        densely: Callable[..., Any],
+        signature: inspect.Signature,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         """Run an entry of the tower, whose layers find their way here."""
         scope = self._scope()
@@ -263,7 +267,7 @@ class Cacher:
             if scope.within is densely:
                 raise RuntimeError("the tower was called again from inside its own forward")
             return densely(*args, **kwargs)
-        grids = self._check(densely, args, kwargs)
+        grids = self._check(signature, args, kwargs)
         with self._lock, torch.no_grad(), self._in_turn():
             forward = Forward(
                 self.tower,
@@ -305,10 +309,10 @@ class Cacher:
         return (output,) if self.tower.layers[number].returns_tuple else output
 
     def _check(
-        self, densely: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[tuple[int, int, int]] | None:
         """Refuse what a compressed forward can't do; return the grids of packed frames."""
-        bound = inspect.signature(densely).bind_partial(*args, **kwargs)
+        bound = signature.bind_partial(*args, **kwargs)
         named = {**bound.arguments, **bound.arguments.get("kwargs", {})}
         for mask in ("attention_mask", "attn_mask"):
             if named.get(mask) is not None:
@@ -396,11 +400,12 @@ class _Entered:
     def __init__(self, cacher: Cacher, densely: Callable[..., Any]) -> None:
         self._cacher = cacher
         self._densely = densely
+        self._signature = inspect.signature(densely)
         disable: Callable[..., Callable[..., Any]] = torch.compiler.disable
         self._encode = disable(cacher._encode)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._encode(self._densely, args, kwargs)
+        return self._encode(self._densely, self._signature, args, kwargs)
 
 
 def _method(entry: Entry) -> Callable[..., Any]:
