@@ -19,12 +19,18 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from stc_stream.benchmark import BenchConfig, BenchRun, Clip
     from stc_stream.comparison import StreamComparison, VisionTower
     from stc_stream.report.gallery import Gallery
     from stc_stream.report.run import StreamRun
     from stc_stream.video import FrameStream
 
-# What `stc stream` imports, and the names that pip knows them by.
+    # Generic from click 8.4 on, and not to be indexed before.
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType
+
+# What the commands import, and the names that pip knows them by.
 _NEEDED = {
     "av": "av",
     "PIL": "pillow",
@@ -33,6 +39,7 @@ _NEEDED = {
     "transformers": "transformers",
 }
 _LONGEST = 600
+_TOO_LARGE = "there is not enough memory for this model: choose a smaller one, or another --dtype"
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -77,6 +84,30 @@ class _FiniteRange(click.FloatRange):
         return number
 
 
+class _Listed(_ParamType):
+    """Several values of one option, with commas between them."""
+
+    def __init__(self, each: _ParamType) -> None:
+        self._each = each
+        self.name = each.name
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "LIST"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[Any]:
+        if not isinstance(value, str):
+            return [self._each.convert(value, param, ctx)]
+        return [self._each.convert(each.strip(), param, ctx) for each in value.split(",")]
+
+
+def _joined(
+    context: click.Context, parameter: click.Parameter, lists: Sequence[Sequence[Any]]
+) -> tuple[Any, ...]:
+    return tuple(value for values in lists for value in values)
+
+
 def _name(text: str) -> str:
     if not text:
         raise click.BadParameter("it is empty: give a name, or leave it out")
@@ -91,7 +122,7 @@ def _path(text: str) -> Path:
 @click.option("--version", is_flag=True, help="Show the version and exit.")
 @click.pass_context
 def stc(context: click.Context, version: bool) -> None:
-    """Streaming Token Compression: see what it saves on a video, and what runs on this machine."""
+    """Streaming Token Compression: what it saves on a video and on this machine."""
     if version:
         click.echo(f"stc {_kernels().__version__}")
     elif context.invoked_subcommand is None:
@@ -104,8 +135,8 @@ def stc(context: click.Context, version: bool) -> None:
     "--model",
     type=_name,
     metavar="NAME_OR_PATH",
-    help="A SigLIP or CLIP model: a folder, or a name on the Hugging Face hub.  [default: the geometry of "
-    "SigLIP-base-patch16-384 with random weights; nothing is downloaded]",
+    help="A SigLIP or CLIP model: a folder, or a name on the Hugging Face hub.  [default: the "
+    "geometry of SigLIP-base-patch16-384 with random weights; nothing is downloaded]",
 )
 @click.option(
     "--update-ratio",
@@ -167,7 +198,7 @@ def stream(
     VIDEO is a file, a folder of images, the number of a camera or an rtsp:// address; without it,
     a short sample clip is streamed. Ctrl-C stops and reports the frames so far.
     """
-    _require_extra()
+    _require_modules("stc stream", list(_NEEDED))
     from stc_stream.video import VideoError, open_video
 
     warnings: list[str] = []
@@ -196,6 +227,129 @@ def stream(
             _fail(f"{opened.name}: {error}")
     _show(run, console)
     _write(run, gallery, report, document, console)
+
+
+@stc.command(context_settings=_CONTEXT, short_help="Is it worth it on this machine?")
+@click.option(
+    "--tower",
+    default="siglip-base",
+    show_default=True,
+    type=click.Choice(["siglip-so400m", "siglip-base", "clip-l", "qwen2-vl"]),
+    help="A real model's sizes, with random weights: nothing is downloaded.",
+)
+@click.option(
+    "--model",
+    type=_name,
+    metavar="NAME_OR_PATH",
+    help="Instead of --tower, a SigLIP or CLIP model: a folder, or a name on the Hugging Face hub.",
+)
+@click.option(
+    "--update-ratio",
+    "ratios",
+    type=_Listed(_FiniteRange(0, 1, min_open=True)),
+    multiple=True,
+    callback=_joined,
+    help="Shares of a frame's tokens to recompute: 0.1,0.25, or the option again.  "
+    "[default: 0.1,0.25,0.5]",
+)
+@click.option(
+    "--refresh-interval",
+    "intervals",
+    type=_Listed(click.IntRange(2)),
+    multiple=True,
+    callback=_joined,
+    help="Every so many frames, one is computed whole; likewise a list.  [default: 2,4]",
+)
+@click.option(
+    "--streams",
+    type=_Listed(click.IntRange(1)),
+    multiple=True,
+    callback=_joined,
+    help="Streams of which a batch holds a frame each; likewise a list.  "
+    "[default: 1,4 on a CPU, 1,8 on a GPU]",
+)
+@click.option(
+    "--layers",
+    type=click.IntRange(1),
+    help="Use only the tower's first so many layers.  [default: what two minutes allow]",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    help="Time every side so often.  [default: what two minutes allow, 3 to 15]",
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="cpu, cuda or cuda:N; auto is a GPU where there is one.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="auto is float32 on a CPU, bfloat16 on a GPU.",
+)
+@click.option(
+    "--compile/--no-compile",
+    "compiles",
+    default=True,
+    show_default=True,
+    help="Also time the dense tower under torch.compile.",
+)
+@click.option("--json", "document", metavar="FILE", type=_path, help="Write all numbers as JSON.")
+@click.option(
+    "--figure",
+    metavar="FILE",
+    type=_path,
+    help="Draw latency against the update ratio: a .svg or a .png.",
+)
+@click.pass_context
+def bench(
+    context: click.Context,
+    tower: str,
+    model: str | None,
+    ratios: tuple[float, ...],
+    intervals: tuple[int, ...],
+    streams: tuple[int, ...],
+    layers: int | None,
+    rounds: int | None,
+    device: str,
+    dtype: str,
+    compiles: bool,
+    document: Path | None,
+    figure: Path | None,
+) -> None:
+    """Time a tower dense and with STC, side by side, and say where STC wins and where it loses.
+
+    Dense runs eagerly, compiled and, on a GPU, in a CUDA graph; STC is held against the fastest.
+    Ctrl-C stops and shows what was timed so far.
+    """
+    chosen = context.get_parameter_source("tower") is not click.core.ParameterSource.DEFAULT
+    if model is not None and chosen:
+        _fail("--tower and --model exclude each other: give one of them")
+    _require_modules("stc bench", ["transformers", *(["matplotlib"] if figure else [])])
+    _check_outputs(None, document)
+    _check_figure(figure, document)
+    _kernels()
+    from stc_stream.benchmark import BenchConfig, bench_clip
+
+    defaults = BenchConfig(streams=(1, 8) if _on_gpu(device) else (1, 4))
+    config = BenchConfig(
+        update_ratios=ratios or defaults.update_ratios,
+        refresh_intervals=intervals or defaults.refresh_intervals,
+        streams=streams or defaults.streams,
+        rounds=rounds,
+        compile=compiles,
+    )
+    console = _console()
+    clip = bench_clip()
+    with console.status("loading the tower"):
+        loaded, whole = _bench_tower(tower, model, layers, device, dtype, config, clip)
+    run = _bench(loaded, whole, config, clip, console)
+    _show_bench(run, console)
+    _write_bench(run, document, figure, console)
 
 
 @stc.command(context_settings=_CONTEXT, short_help="Show what is installed and used here.")
@@ -235,11 +389,11 @@ def _kernels() -> ModuleType:
     return stc_kernels
 
 
-def _require_extra() -> None:
-    missing = [name for module, name in _NEEDED.items() if not importlib.util.find_spec(module)]
+def _require_modules(command: str, modules: Sequence[str]) -> None:
+    missing = [_NEEDED[name] for name in modules if not importlib.util.find_spec(name)]
     if missing:
         _fail(
-            f"stc stream needs packages that are not installed ({', '.join(missing)}): "
+            f"{command} needs packages that are not installed ({', '.join(missing)}): "
             "pip install 'stc-kernels[video]', or, in a clone of it, pip install '.[video]'"
         )
 
@@ -282,6 +436,21 @@ def _check_outputs(report: Path | None, document: Path | None) -> None:
             reason = _why(error)
         if reason:
             _fail(f"no JSON can be written to {document} ({reason}): choose another --json")
+
+
+def _check_figure(figure: Path | None, document: Path | None) -> None:
+    if figure is None:
+        return
+    if figure.suffix not in (".svg", ".png"):
+        _fail(f"--figure must end in .svg or .png, but is {figure}")
+    if document is not None and _same(figure, document):
+        _fail(f"--figure would overwrite the file of --json, {document}: choose another --figure")
+    try:
+        reason = _not_writable(figure)
+    except OSError as error:
+        reason = _why(error)
+    if reason:
+        _fail(f"no figure can be written to {figure} ({reason}): choose another --figure")
 
 
 def _not_writable(document: Path) -> str | None:
@@ -378,7 +547,7 @@ def _run(
             raise
         complete = False
     except (OutOfMemoryError, MemoryError):
-        _fail("there is not enough memory for this model: choose a smaller one, or another --dtype")
+        _fail(_TOO_LARGE)
     return StreamRun(
         source=opened.name,
         tower=tower,
@@ -429,6 +598,144 @@ def _write(
                 "choose another --report"
             )
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def _on_gpu(device: str) -> bool:
+    import torch
+
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+
+
+def _bench_tower(
+    name: str,
+    model: str | None,
+    layers: int | None,
+    device: str,
+    dtype: str,
+    config: BenchConfig,
+    clip: Clip,
+) -> tuple[VisionTower, int]:
+    """Return the tower to time, perhaps its first layers only, and how many it has."""
+    from stc_stream.benchmark import first_layers, fitting_layers
+    from stc_stream.comparison import GEOMETRIES, ModelError, build_tower, load_tower
+
+    try:
+        if model is not None:
+            tower = load_tower(model, device=device, dtype=dtype)
+            whole = tower.layers
+            if layers is None and config.rounds is None:
+                layers = fitting_layers(tower, whole, config, clip)
+            return (tower if layers in (None, whole) else first_layers(tower, layers)), whole
+        whole = GEOMETRIES[name].layers
+        if layers is None and config.rounds is None:
+            probe = build_tower(name, layers=2, device=device, dtype=dtype)
+            layers = fitting_layers(probe, whole, config, clip)
+            del probe
+        return build_tower(name, layers=layers, device=device, dtype=dtype), whole
+    except ModelError as error:
+        _fail(str(error))
+    except ValueError as error:
+        _fail(_as_option(str(error)))
+    except _memory_errors():
+        _fail(_TOO_LARGE)
+
+
+def _memory_errors() -> tuple[type[BaseException], ...]:
+    from torch import OutOfMemoryError
+
+    return OutOfMemoryError, MemoryError
+
+
+def _bench(
+    tower: VisionTower, whole: int, config: BenchConfig, clip: Clip, console: Console
+) -> BenchRun:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from stc_stream.benchmark import TowerBench, WrongResult
+
+    part = f"the first {tower.layers} of its {whole} layers"
+    console.print(
+        f"{tower.name}, {part if tower.layers < whole else f'{whole} layers'}, {tower.weights}, "
+        f"on {tower.device}; frames of {clip.name}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    sys.stdout.flush()
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task("")
+
+    class Bar:
+        def begin(self, words: str, steps: int | None) -> None:
+            bar.reset(task, description=words, total=steps)
+
+        def step(self) -> None:
+            bar.advance(task)
+
+    try:
+        with bar:
+            return TowerBench(tower, config, clip, whole, Bar()).run()
+    except (TypeError, WrongResult) as error:
+        _fail(str(error))
+    except _memory_errors():
+        _fail(_TOO_LARGE)
+
+
+def _show_bench(run: BenchRun, console: Console) -> None:
+    from stc_stream.report.bench import (
+        dense_table,
+        fidelity_table,
+        legend,
+        settings_table,
+        verdict,
+    )
+
+    for table in (dense_table(run), settings_table(run)):
+        console.print(table)
+    for line in legend(run):
+        console.print(line, style="dim", highlight=False)
+    console.print()
+    if run.fidelity:
+        console.print(fidelity_table(run))
+        if not run.tower.pretrained:
+            console.print(
+                "The weights are random: latency is a trained tower's, the cosine is not.\n",
+                style="dim",
+            )
+    for line in verdict(run):
+        console.print(line, style="bold", highlight=False)
+    sys.stdout.flush()
+    if not run.complete:
+        _say("warning: stopped before all was timed; this is what there is so far")
+
+
+def _write_bench(
+    run: BenchRun, document: Path | None, figure: Path | None, console: Console
+) -> None:
+    if document is not None:
+        from stc_stream.report.bench import bench_document
+        from stc_stream.report.document import write_document
+
+        try:
+            write_document(bench_document(run), document)
+        except OSError as error:
+            _fail(f"the JSON could not be written to {document} ({_why(error)}): choose another")
+        console.print(f"JSON: {document}", highlight=False, soft_wrap=True)
+    if figure is not None:
+        from stc_stream.report.bench_figure import write_figure
+
+        try:
+            write_figure(run, figure)
+        except OSError as error:
+            _fail(f"the figure could not be written to {figure} ({_why(error)}): choose another")
+        console.print(f"figure: {figure}", highlight=False, soft_wrap=True)
 
 
 def _sample() -> AbstractContextManager[Path]:

@@ -74,25 +74,25 @@ class Geometry:
             return self.make(count).eval().requires_grad_(False)
 
 
-def _siglip(**sizes: int) -> Callable[[int], nn.Module]:
+def _siglip(**sizes: Any) -> Callable[[int], nn.Module]:
     def make(layers: int) -> nn.Module:
-        config: Any = SiglipVisionConfig(num_hidden_layers=layers, vision_use_head=False, **sizes)
+        config = SiglipVisionConfig(num_hidden_layers=layers, vision_use_head=False, **sizes)
         return SiglipVisionModel(config)
 
     return make
 
 
-def _clip(**sizes: int) -> Callable[[int], nn.Module]:
+def _clip(**sizes: Any) -> Callable[[int], nn.Module]:
     def make(layers: int) -> nn.Module:
         return CLIPVisionModel(CLIPVisionConfig(num_hidden_layers=layers, **sizes))
 
     return make
 
 
-def _qwen2_vl(**sizes: int) -> Callable[[int], nn.Module]:
+def _qwen2_vl(**sizes: Any) -> Callable[[int], nn.Module]:
     def make(layers: int) -> nn.Module:
         config = Qwen2VLVisionConfig(depth=layers, **sizes)
-        module = Qwen2VisionTransformerPretrainedModel(config)
+        module: nn.Module = Qwen2VisionTransformerPretrainedModel(config)
         module.merger = nn.Identity()
         return module
 

@@ -21,7 +21,7 @@ from transformers import CLIPVisionModel, SiglipVisionModel
 from stc_stream.comparison.geometries import GEOMETRIES, SEED, Packing
 from stc_stream.towers import read_tower
 
-VISION_TYPES = {
+VISION_TYPES: dict[str, Any] = {
     "siglip": SiglipVisionModel,
     "siglip_vision_model": SiglipVisionModel,
     "clip": CLIPVisionModel,
@@ -120,7 +120,8 @@ class VisionTower:
         """Return tokens of the module's output or of a layer as [F, T, C], prefix included."""
         if self.packing is None:
             return tokens
-        return tokens.unflatten(0, (-1, self.tokens))
+        frames: Tensor = tokens.unflatten(0, (-1, self.tokens))
+        return frames
 
 
 def build_tower(

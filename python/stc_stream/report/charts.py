@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from stc_stream.comparison import Fidelity, FrameNumbers
 
@@ -80,19 +81,22 @@ def fidelity_chart(fidelity: Fidelity) -> str:
         layers = range(1, len(fidelity.layers) + 1)
         lowest = 1.0
         for order, place in enumerate(shown):
-            heights = [np.nan if row[place] is None else row[place] for row in fidelity.layers]
-            # Older frames in a stronger line.
+            column = [row[place] for row in fidelity.layers]
+            heights = np.array([np.nan if height is None else height for height in column])
+            # The line of older frames is stronger.
             alpha = 0.35 + 0.65 * (order + 1) / len(shown)
-            axes.plot(layers, heights, color=_COMPRESSED, alpha=alpha, linewidth=1.6, marker="o",
-                      markersize=3)  # fmt: skip
+            axes.plot(
+                layers, heights, "o-", color=_COMPRESSED, alpha=alpha, linewidth=1.6, markersize=3
+            )
             if np.isfinite(heights[-1]):
                 age = fidelity.ages[place]
                 label = f" {age} frame{'s' if age > 1 else ''}"
                 axes.annotate(label, (len(heights), heights[-1]), color=_MUTED, va="center")
-            lowest = min([lowest, *(height for height in heights if np.isfinite(height))])
-        axes.set_ylim(lowest - 0.08 * max(1 - lowest, 1e-3), 1 + 0.08 * max(1 - lowest, 1e-3))
+            lowest = min([lowest, *heights[np.isfinite(heights)].tolist()])
+        room = 0.08 * max(1 - lowest, 1e-3)
+        axes.set_ylim(lowest - room, 1 + room)
         axes.set_ylabel("cosine to dense")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     words = "Cosine of each layer's output to the dense one, by frames since the refresh"
     return _chart(draw, 2.8, words, "layer")
@@ -126,9 +130,7 @@ def _above(axes: Axes, frames: Sequence[FrameNumbers], top: float) -> None:
         )
 
 
-def _chart(
-    draw: Callable[[Axes], None], inches: float, label: str, along: str = "seconds"
-) -> str:
+def _chart(draw: Callable[[Axes], None], inches: float, label: str, along: str = "seconds") -> str:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(10, inches), layout="constrained")
         axes = figure.add_subplot()

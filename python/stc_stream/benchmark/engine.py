@@ -1,0 +1,380 @@
+"""Runs all sides of a benchmark in turns, after seeing that what they compute is right."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from stc_stream.benchmark.arithmetic import Arithmetic
+from stc_stream.benchmark.clip import Clip
+from stc_stream.benchmark.plan import BenchConfig, rounds_that_fit, turn
+from stc_stream.benchmark.results import BenchRun, Dense, RatioFidelity, Setting, Timing
+from stc_stream.benchmark.sides import Inputs, Ours, compiled, eager, graphed, quiet, shared_copy
+from stc_stream.comparison import VisionTower
+from stc_stream.comparison.fidelity import FidelityTally, cosines, watch_layers
+from stc_stream.towers import read_tower
+
+EAGER, COMPILED, GRAPH = "eager", "compiled", "in a CUDA graph"
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""How far outputs may be apart, relative to the dense one's norm."""
+
+_SHORTEST = 5e-3
+_NO_GPU = "needs a CUDA GPU, which the tower is not on"
+
+
+class WrongResult(Exception):
+    """A side does not compute what the tower does, so that its time would mean nothing."""
+
+
+class Progress(Protocol):
+    """Is told how a benchmark gets on."""
+
+    def begin(self, words: str, steps: int | None) -> None:
+        """A part begins, of so many steps; None: nobody knows."""
+
+    def step(self) -> None:
+        """A step of the part is done."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What a timed side runs: the dense tower, or ours with so many refreshes."""
+
+    side: str
+    ratio: float = 0.0
+    refreshes: int = 0
+
+
+@dataclass(eq=False)
+class _Bout:
+    """All sides at one stream count, and the seconds they took, round by round."""
+
+    streams: int
+    calls: dict[_Batch, Callable[[], object]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    seconds: dict[_Batch, list[float]] = field(default_factory=dict)
+    rounds: int = 0
+
+
+class TowerBench:
+    """A tower dense and with a Cacher, timed on the same frames in one process.
+
+    Args:
+        tower: the tower; its module stays as it is.
+        config: what to time.
+        clip: frames.
+        whole_layers: layers of the whole tower, where `tower` has only the first; None: it is
+            whole.
+        progress: told how it gets on; None: nobody is.
+
+    Raises:
+        TypeError: a tower that a Cacher cannot be attached to.
+    """
+
+    def __init__(
+        self,
+        tower: VisionTower,
+        config: BenchConfig,
+        clip: Clip,
+        whole_layers: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self._tower = tower
+        self._config = config
+        self._clip = clip
+        self._whole_layers = tower.layers if whole_layers is None else whole_layers
+        self._progress = progress or _Silence()
+        self._gpu = tower.device.type == "cuda"
+        self._read = read_tower(tower.module)
+        self._arithmetic = Arithmetic.of(self._read, tower.tokens + tower.prefix_tokens)
+        self._eager = eager(tower.module)
+        self._compiled = shared_copy(tower.module) if config.compile else None
+        self._ours = [
+            Ours(tower, ratio, graph)
+            for graph in ((False, True) if self._gpu else (False,))
+            for ratio in config.update_ratios
+        ]
+
+    @torch.no_grad()
+    def run(self) -> BenchRun:
+        """Check, time, and see how close ours stays to dense.
+
+        Ctrl-C ends it early: what was timed until then is returned.
+
+        Raises:
+            WrongResult: a refresh, or `update_ratio=1`, does not give what the dense tower does.
+            KeyboardInterrupt: Ctrl-C before the first round had ended.
+        """
+        bouts: list[_Bout] = []
+        fidelity: tuple[RatioFidelity, ...] = ()
+        complete = False
+        try:
+            self._check_ratio_one()
+            for streams in self._config.streams:
+                bouts.append(bout := _Bout(streams))
+                self._prepare(bout)
+                self._time(bout)
+            fidelity = self._fidelity()
+            complete = True
+        except KeyboardInterrupt:
+            if not any(bout.rounds for bout in bouts):
+                raise
+        timed = [bout for bout in bouts if bout.rounds]
+        return BenchRun(
+            tower=self._tower,
+            whole_layers=self._whole_layers,
+            config=self._config,
+            clip=self._clip.name,
+            rounds={bout.streams: bout.rounds for bout in timed},
+            dense=tuple(dense for bout in timed for dense in _dense_of(bout)),
+            settings=tuple(setting for bout in timed for setting in self._settings(bout)),
+            fidelity=fidelity,
+            complete=complete,
+        )
+
+    def _check_ratio_one(self) -> None:
+        self._progress.begin("checking that update_ratio 1 is the dense tower", None)
+        ours = Ours(self._tower, 1.0)
+        for number in range(2):
+            inputs = self._tower.batch(self._clip.images[number : number + 1])
+            found = ours.run(inputs, 1, frozenset())
+            self._require_same(f"update_ratio=1, frame {number}", found, self._eager(inputs))
+
+    def _prepare(self, bout: _Bout) -> None:
+        """Make every side ready to be timed, each once it is known to be right."""
+        streams = bout.streams
+        self._progress.begin(f"warming up {_count(streams, 'stream')}", None)
+        references, inputs = (self._frames(streams, age) for age in (0, 1))
+        expected = self._eager(inputs)
+        bout.calls[_Batch(EAGER)] = lambda: self._eager(inputs)
+        self._prepare_compiled(bout, inputs, expected)
+        self._prepare_graph(bout, inputs, expected)
+        everything, nothing = frozenset(range(streams)), frozenset[int]()
+        whole = self._eager(references)
+        outputs: dict[float, Tensor] = {}
+        for ours in self._ours:
+            ours.cacher.reset()
+            found = ours.run(references, streams, everything)
+            self._require_same(f"a refresh at {ours.update_ratio}", found, whole)
+            found = ours.run(inputs, streams, nothing)
+            expected = outputs.setdefault(ours.update_ratio, found)
+            if ours.graph:
+                for _ in range(3):
+                    found = ours.run(inputs, streams, nothing)
+                self._require_same(f"a CUDA graph at {ours.update_ratio}", found, expected)
+            for refreshes in self._config.mixes(streams):
+                # All refreshes cost the same at every ratio.
+                if refreshes < streams or ours.update_ratio == self._config.update_ratios[0]:
+                    batch = _Batch(_side(ours.graph), ours.update_ratio, refreshes)
+                    bout.calls[batch] = self._call(ours, inputs, streams, refreshes)
+
+    def _prepare_compiled(self, bout: _Bout, inputs: Inputs, expected: Tensor) -> None:
+        if self._compiled is None:
+            bout.notes[COMPILED] = "left out"
+            return
+        self._progress.begin(f"compiling the dense tower, {_count(bout.streams, 'stream')}", None)
+        run = compiled(self._compiled)
+        try:
+            with quiet():
+                found = run(inputs)
+            self._require_same("the compiled tower", found, expected)
+        except Exception as error:
+            # Whatever a compiler stumbles over, the other sides can still be timed.
+            bout.notes[COMPILED] = _one_line(error)
+            return
+        bout.calls[_Batch(COMPILED)] = lambda: run(inputs)
+
+    def _prepare_graph(self, bout: _Bout, inputs: Inputs, expected: Tensor) -> None:
+        if not self._gpu:
+            bout.notes[GRAPH] = _NO_GPU
+            return
+        try:
+            run = graphed(self._tower.module, inputs)
+            self._require_same("the dense tower in a CUDA graph", run(inputs), expected)
+        except Exception as error:
+            # A tower that waits for the GPU inside cannot be captured; each says so in its way.
+            bout.notes[GRAPH] = _one_line(error)
+            return
+        bout.calls[_Batch(GRAPH)] = lambda: run(inputs)
+
+    def _call(
+        self, ours: Ours, inputs: Inputs, streams: int, refreshes: int
+    ) -> Callable[[], object]:
+        """Return what runs a batch with so many refreshes, each time of other streams."""
+        turns = cycle(self._turns(streams, refreshes))
+        return lambda: ours.run(inputs, streams, next(turns))
+
+    def _turns(self, streams: int, refreshes: int) -> list[frozenset[int]]:
+        if refreshes in (0, streams):
+            return [frozenset(range(refreshes))]
+        return [
+            refreshed
+            for interval in self._config.refresh_intervals
+            for batch in range(interval)
+            if len(refreshed := turn(streams, interval, batch)) == refreshes
+        ]
+
+    def _time(self, bout: _Bout) -> None:
+        words = _count(bout.streams, "stream")
+        self._progress.begin(f"trying all sides, {words}", len(bout.calls))
+        repeats = {}
+        started = time.perf_counter()
+        for batch, call in bout.calls.items():
+            # The first call warms up; graphs are captured at the second.
+            for _ in range(3 if self._gpu else 1):
+                seconds = self._seconds(call, 1)
+            repeats[batch] = max(1, math.ceil(_SHORTEST / seconds))
+            bout.seconds[batch] = []
+            self._progress.step()
+        rounds = rounds_that_fit(self._config, time.perf_counter() - started)
+        self._progress.begin(f"timing {words}, {_count(rounds, 'round')}", rounds)
+        for _ in range(rounds):
+            for batch, call in bout.calls.items():
+                bout.seconds[batch].append(self._seconds(call, repeats[batch]))
+            bout.rounds += 1
+            self._progress.step()
+
+    def _seconds(self, call: Callable[[], object], times: int) -> float:
+        self._wait()
+        start = time.perf_counter()
+        for _ in range(times):
+            call()
+        self._wait()
+        return (time.perf_counter() - start) / times
+
+    def _wait(self) -> None:
+        if self._gpu:
+            torch.cuda.synchronize(self._tower.device)
+
+    def _settings(self, bout: _Bout) -> list[Setting]:
+        return [
+            self._setting(bout, ours, interval)
+            for ours in self._ours
+            for interval in self._config.refresh_intervals
+        ]
+
+    def _setting(self, bout: _Bout, ours: Ours, interval: int) -> Setting:
+        streams, ratio, side = bout.streams, ours.update_ratio, _side(ours.graph)
+        seconds = {batch: times[: bout.rounds] for batch, times in bout.seconds.items()}
+
+        def of(refreshes: int) -> list[float]:
+            shared = self._config.update_ratios[0] if refreshes == streams else ratio
+            return seconds[_Batch(side, shared, refreshes)]
+
+        batches = self._config.refreshes(streams, interval)
+        cycles = [sum(times) / interval for times in zip(*map(of, batches), strict=True)]
+        dense_side, dense = _fastest(seconds)
+        selective = of(0)
+        return Setting(
+            streams=streams,
+            update_ratio=ratio,
+            refresh_interval=interval,
+            graph=ours.graph,
+            selective=_timing(selective, streams),
+            refresh=_timing(of(streams), streams),
+            cycle=Timing(
+                _timing(cycles, streams).median,
+                1e3 * sum(min(of(count)) for count in batches) / interval / streams,
+            ),
+            worst_batch_ms=max(streams * _timing(of(count), streams).median for count in batches),
+            dense_side=dense_side,
+            times_faster=_median_ratio(dense, cycles),
+            times_faster_min=min(dense) * interval / sum(min(of(count)) for count in batches),
+            cap=1 / self._arithmetic.cycle_share(ratio, interval),
+            selective_times_faster=_median_ratio(dense, selective),
+            selective_cap=1 / self._arithmetic.selective_share(ratio),
+        )
+
+    def _fidelity(self) -> tuple[RatioFidelity, ...]:
+        """Run the clip's first frames through every ratio, with the longest interval."""
+        interval = self._config.refresh_intervals[-1]
+        images = self._clip.images[: 2 * interval]
+        self._progress.begin("how close to dense", len(images))
+        ours = [each for each in self._ours if not each.graph]
+        tallies = {each.update_ratio: FidelityTally() for each in ours}
+        for each in ours:
+            each.cacher.reset()
+        for number, image in enumerate(images):
+            inputs, age = self._tower.batch([image]), number % interval
+            refreshed = frozenset({0} if age == 0 else ())
+            with watch_layers(self._read) as layers:
+                tokens = self._eager(inputs)
+                dense = self._patches([*layers.take(), tokens])
+            for each in ours:
+                with watch_layers(each.cacher.tower) as layers:
+                    tokens = each.run(inputs, 1, refreshed)
+                    found = cosines(self._patches([*layers.take(), tokens]), dense)
+                tallies[each.update_ratio].add(age, found[:-1], found[-1])
+            self._progress.step()
+        results = {ratio: tally.result() for ratio, tally in tallies.items()}
+        return tuple(RatioFidelity(ratio, f) for ratio, f in results.items() if f is not None)
+
+    def _patches(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+        """Return tokens without prefix."""
+        tower = self._tower
+        return [tower.frames_of(each)[:, tower.prefix_tokens :] for each in tokens]
+
+    def _frames(self, streams: int, age: int) -> Inputs:
+        """Return a frame of each stream: streams look at other parts of the clip."""
+        images = self._clip.images
+        return self._tower.batch([images[(3 * s + age) % len(images)] for s in range(streams)])
+
+    def _require_same(self, what: str, found: Tensor, expected: Tensor) -> None:
+        apart = float((found.float() - expected.float()).norm() / expected.float().norm())
+        limit = TOLERANCE[self._tower.dtype]
+        if not apart <= limit:
+            raise WrongResult(
+                f"{what} differs from the dense tower by {apart:.2g} of its norm, where rounding "
+                f"explains {limit:g}: nothing was timed"
+            )
+
+
+class _Silence:
+    def begin(self, words: str, steps: int | None) -> None:
+        pass
+
+    def step(self) -> None:
+        pass
+
+
+def _dense_of(bout: _Bout) -> list[Dense]:
+    found = []
+    for side in (EAGER, COMPILED, GRAPH):
+        times = bout.seconds.get(_Batch(side), [])[: bout.rounds]
+        timing = _timing(times, bout.streams) if times else None
+        found.append(Dense(bout.streams, side, timing, bout.notes.get(side, "")))
+    return found
+
+
+def _fastest(seconds: Mapping[_Batch, list[float]]) -> tuple[str, list[float]]:
+    sides = {batch.side: times for batch, times in seconds.items() if not batch.ratio}
+    best = min(sides, key=lambda side: Timing.of(sides[side]).median)
+    return best, sides[best]
+
+
+def _side(graph: bool) -> str:
+    return "ours in a CUDA graph" if graph else "ours"
+
+
+def _timing(seconds: Sequence[float], streams: int) -> Timing:
+    return Timing.of([1e3 * each / streams for each in seconds])
+
+
+def _median_ratio(dense: Sequence[float], ours: Sequence[float]) -> float:
+    return Timing.of([one / other for one, other in zip(dense, ours, strict=True)]).median
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def _one_line(error: Exception) -> str:
+    line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__

@@ -1,0 +1,298 @@
+"""The command `stc bench`: its tables and verdict, its files, and one line for all that is wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import jsonschema
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+import stc_stream.benchmark.engine as engine
+from stc_stream.benchmark import BenchConfig, BenchRun, Dense, Setting, Timing
+from stc_stream.comparison import GEOMETRIES, load_tower
+from stc_stream.report.bench import bench_schema, legend, verdict
+
+from .conftest import TINY, Outcome
+
+Stc = Callable[..., Outcome]
+QUICK = ("--rounds", 2, "--no-compile")
+
+
+def test_tables_a_verdict_and_both_files(stc: Stc, tiny_model: Path, tmp_path: Path) -> None:
+    document, figure = tmp_path / "numbers.json", tmp_path / "figure.svg"
+    files = ("--json", document, "--figure", figure)
+    options = ("--update-ratio", "0.25, 0.5", "--update-ratio", 0.1, "--refresh-interval", "3")
+    outcome = stc("bench", "--model", tiny_model, *QUICK, *options, "--streams", "1,3", *files)
+    assert (outcome.code, outcome.err) == (0, "")
+    for words in ("2 layers", "with STC, ms a frame", "cosine to dense", "needs a CUDA GPU"):
+        assert words in outcome.out
+    assert "STC wins at" in outcome.out
+    assert max(map(len, outcome.out.splitlines()[1:-2])) <= 80
+    assert ElementTree.parse(figure).getroot().tag.endswith("svg")
+
+    numbers = json.loads(document.read_text())
+    jsonschema.Draft202012Validator.check_schema(bench_schema())
+    jsonschema.validate(numbers, bench_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**numbers, "more": 1}, bench_schema())
+    assert numbers["complete"]
+    assert numbers["config"]["update_ratios"] == [0.1, 0.25, 0.5]
+    settings = {
+        (s["streams"], s["update_ratio"], s["refresh_interval"]) for s in numbers["settings"]
+    }
+    assert settings == {(s, r, 3) for s in (1, 3) for r in (0.1, 0.25, 0.5)}
+    assert numbers["rounds"] == [{"streams": 1, "rounds": 2}, {"streams": 3, "rounds": 2}]
+    for setting in numbers["settings"]:
+        assert setting["cycle"]["min"] <= setting["cycle"]["median"]
+        assert setting["saved"] == pytest.approx(1 - 1 / setting["times_faster"])
+    # Frame by frame, one stream's cycle is a refresh and the selective frames after it.
+    first = numbers["settings"][0]
+    least = (first["refresh"]["min"] + 2 * first["selective"]["min"]) / 3
+    assert first["cycle"]["min"] == pytest.approx(least)
+
+
+def test_every_field_of_the_json_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "bench.md").read_text(encoding="utf-8")
+
+    def names(part: object) -> set[str]:
+        if not isinstance(part, dict):
+            return set()
+        nested = [names(value) for value in part.values()]
+        return set(part.get("properties", {})).union(*nested)
+
+    own = names({k: v for k, v in bench_schema()["properties"].items() if k != "machine"})
+    assert "times_faster_min" in own
+    assert [field for field in sorted(own) if f"`{field}`" not in page] == []
+
+
+def test_a_png_is_drawn(stc: Stc, tiny_model: Path, tmp_path: Path) -> None:
+    figure = tmp_path / "f.png"
+    options = ("--streams", 1, "--refresh-interval", 2, "--update-ratio", 0.5)
+    assert stc("bench", "--model", tiny_model, *QUICK, *options, "--figure", figure).code == 0
+    assert Image.open(figure).size == (1200, 690)
+
+
+def test_the_first_layers_only_are_said_plainly(stc: Stc, tiny_model: Path, tmp_path: Path) -> None:
+    options = ("--layers", 1, "--streams", 1, "--refresh-interval", 2, "--update-ratio", 0.5)
+    outcome = stc("bench", "--model", tiny_model, *QUICK, *options, "--json", tmp_path / "n.json")
+    assert "the first 1 of its 2 layers" in outcome.out
+    model = json.loads((tmp_path / "n.json").read_text())["model"]
+    assert (model["layers"], model["whole_layers"]) == (1, 2)
+
+
+def test_a_tower_with_a_class_token(stc: Stc, tmp_path: Path) -> None:
+    CLIPVisionModel(CLIPVisionConfig(**TINY)).save_pretrained(tmp_path / "clip")
+    options = ("--streams", 2, "--refresh-interval", 2, "--update-ratio", 0.5)
+    arguments = ("bench", "--model", tmp_path / "clip", *QUICK, *options)
+    assert stc(*arguments, "--json", tmp_path / "n.json").code == 0
+    model = json.loads((tmp_path / "n.json").read_text())["model"]
+    assert (model["tokens"], model["prefix_tokens"]) == (16, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--update-ratio", "0"), "'--update-ratio': 0.0 is not in the range 0<x<=1"),
+        (("--update-ratio", "0.1,nan"), "'--update-ratio': nan is not a finite number"),
+        (("--update-ratio", "0.1,,0.2"), "'--update-ratio': '' is not a valid float"),
+        (("--refresh-interval", "1"), "'--refresh-interval': 1 is not in the range x>=2"),
+        (("--refresh-interval", "2,x"), "'--refresh-interval': 'x' is not a valid integer"),
+        (("--streams", "0"), "'--streams': 0 is not in the range x>=1"),
+        (("--layers", "0"), "'--layers': 0 is not in the range x>=1"),
+        (("--layers", "3"), "--layers must be 1 to 2"),
+        (("--rounds", "0"), "'--rounds': 0 is not in the range x>=1"),
+        (("--device", "toaster"), "--device must be auto, cpu, cuda or cuda:N"),
+        (("--device", "cuda:99"), "--device 'cuda:99' is not there"),
+        (("--dtype", "int8"), "'--dtype': 'int8' is not one of"),
+        (("--tower", "vgg"), "'--tower': 'vgg' is not one of"),
+        (("--tower", "clip-l"), "--tower and --model exclude each other"),
+        (("--json", "FOLDER"), "it is a folder"),
+        (("--json", "FOLDER/nowhere/x.json"), "there is no folder"),
+        (("--figure", "FOLDER/f.pdf"), "--figure must end in .svg or .png"),
+        (("--figure", "FOLDER/nowhere/f.svg"), "there is no folder"),
+        (("--figure", "FOLDER/f.svg", "--json", "FOLDER/f.svg"), "--figure would overwrite"),
+        (("talk.mp4",), "unexpected extra argument"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_two(
+    stc: Stc, tiny_model: Path, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    real = [word.replace("FOLDER", str(tmp_path)) for word in arguments]
+    outcome = stc("bench", "--model", tiny_model, *real)
+    assert outcome.code == 2
+    assert words in outcome.err
+    assert outcome.err.startswith("stc: ")
+    assert outcome.err.count("\n") == 1
+    assert "with STC" not in outcome.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_of_a_named_tower_are_limited(stc: Stc) -> None:
+    outcome = stc("bench", "--tower", "siglip-base", "--layers", 13)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "--layers must be 1 to 12" in outcome.err
+
+
+def test_wrong_results_are_not_timed(
+    stc: Stc, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = engine.Ours.run
+
+    def wrong(self: engine.Ours, *arguments: object) -> torch.Tensor:
+        return run(self, *arguments) * 1.01
+
+    monkeypatch.setattr(engine.Ours, "run", wrong)
+    outcome = stc("bench", "--model", tiny_model, *QUICK)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "update_ratio=1, frame 0 differs from the dense tower by 0.01" in outcome.err
+    assert "with STC" not in outcome.out
+
+
+def test_a_tower_that_does_not_compile_is_said(
+    stc: Stc, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(module: object) -> None:
+        def run(inputs: object) -> None:
+            raise RuntimeError("no compiler here\nand more lines")
+
+        return run
+
+    monkeypatch.setattr(engine, "compiled", refuse)
+    outcome = stc("bench", "--model", tiny_model, "--rounds", 1, "--streams", 1)
+    assert outcome.code == 0
+    assert "not timed: dense compiled: RuntimeError: no compiler here\n" in outcome.out
+
+
+def test_missing_packages_are_named(stc: Stc, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *rest: None if name == "matplotlib" else found(name, *rest),
+    )
+    outcome = stc("bench", "--figure", "x.svg")
+    assert outcome.code == 2
+    assert "stc bench needs packages that are not installed (matplotlib)" in outcome.err
+
+
+def test_ctrl_c_leaves_what_there_is(tiny_model: Path, tmp_path: Path) -> None:
+    document = tmp_path / "numbers.json"
+    code = (
+        "import sys; from stc_stream.cli import main; import stc_stream.benchmark.engine as e\n"
+        "step = e.TowerBench._time\n"
+        "def told(self, bout):\n"
+        "    step_ = self._progress.step\n"
+        "    def step_and_say():\n"
+        "        step_()\n"
+        "        if bout.rounds == 2: print('two rounds', flush=True)\n"
+        "    self._progress.step = step_and_say\n"
+        "    step(self, bout)\n"
+        "e.TowerBench._time = told\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", code, "bench", "--model", str(tiny_model), "--no-compile",
+               "--rounds", "1000000", "--json", str(document)]  # fmt: skip
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what runs in the background deaf to it, and so would be the child.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while "two rounds" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, err = process.stdout.read(), process.stderr.read()
+        code_ = process.wait(60)
+    assert code_ == 0, err
+    assert "Traceback" not in err
+    assert "warning: stopped before all was timed" in err
+    numbers = json.loads(document.read_text())
+    jsonschema.validate(numbers, bench_schema())
+    assert not numbers["complete"]
+    assert numbers["rounds"][0]["rounds"] >= 2
+    assert numbers["fidelity"] == []
+    assert "STC wins at" in out
+
+
+def test_ctrl_c_before_the_first_round_is_one_line(
+    stc: Stc, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: engine.TowerBench, bout: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine.TowerBench, "_time", stop)
+    outcome = stc("bench", "--model", tiny_model, *QUICK)
+    assert outcome.code == 2
+    assert outcome.err.strip() == "stc: stopped before there was anything to report"
+
+
+def test_help(stc: Stc) -> None:
+    outcome = stc("bench", "--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    for word in (*GEOMETRIES, "--model", "--update-ratio", "--refresh-interval", "--streams",
+                 "--layers", "--rounds", "--device", "--dtype", "--json", "--figure",
+                 "--no-compile"):  # fmt: skip
+        assert word in outcome.out
+    assert "bench" in stc().out
+
+
+@pytest.fixture
+def a_run(tiny_model: Path) -> BenchRun:
+    timing = Timing(2.0, 1.0)
+    setting = Setting(
+        streams=1,
+        update_ratio=0.25,
+        refresh_interval=4,
+        graph=False,
+        selective=timing,
+        refresh=timing,
+        cycle=timing,
+        worst_batch_ms=3.0,
+        dense_side="compiled",
+        times_faster=2.0,
+        times_faster_min=1.9,
+        cap=2.5,
+        selective_times_faster=3.0,
+        selective_cap=4.0,
+    )
+    dense = (Dense(1, "eager", timing), Dense(1, "compiled", timing))
+    tower = load_tower(str(tiny_model), device="cpu")
+    return BenchRun(tower, 2, BenchConfig(), "clip", {1: 3}, dense, (setting,), (), True)
+
+
+def test_the_verdict_names_what_wins_and_what_loses(a_run: BenchRun) -> None:
+    (best,) = a_run.settings
+    loses = replace(best, update_ratio=0.5, times_faster=0.8, times_faster_min=0.9)
+    even = replace(best, update_ratio=0.6, times_faster=1.1, times_faster_min=0.9)
+    assert [each.outcome for each in (best, loses, even)] == ["wins", "loses", "even"]
+    first, second = verdict(a_run)
+    assert "wins at 1 of 1" in first and "50% of ViT time saved" in first
+    assert "2.00 times as fast as dense (compiled), 80% of what" in first
+    assert second == "It loses at none."
+    lines = verdict(replace(a_run, settings=(loses, best, even)))
+    assert "wins at 1 of 3" in lines[0]
+    assert lines[1] == "It LOSES at 1 stream, N=4, r=0.5 (-25%): leave those out."
+    assert lines[2].startswith("Too close to call at 1 stream, N=4, r=0.6 (+9%)")
+    many = tuple(replace(loses, streams=n) for n in range(1, 7))
+    assert verdict(replace(a_run, settings=many))[0].startswith("STC wins at none of 6")
+    assert "; 2 more:" in verdict(replace(a_run, settings=many))[1]
+
+
+def test_the_legend_says_what_was_not_timed(a_run: BenchRun) -> None:
+    note = "needs a CUDA GPU"
+    dense = (*a_run.dense, Dense(1, "in a CUDA graph", None, note))
+    assert f"not timed: dense in a CUDA graph: {note}" in legend(replace(a_run, dense=dense))
