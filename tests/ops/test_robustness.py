@@ -133,6 +133,36 @@ def test_eight_threads_at_once():
     assert not wrong
 
 
+def mapping_flags(address: int) -> list[str]:
+    """Return the flags of this process's mapping that holds an address."""
+    here = False
+    with open("/proc/self/smaps", encoding="ascii") as smaps:
+        for line in smaps:
+            first = line.split()[0]
+            if "-" in first and not first.endswith(":"):
+                begin, end = (int(bound, 16) for bound in first.split("-"))
+                here = begin <= address < end
+            elif here and first == "VmFlags:":
+                return line.split()[1:]
+    raise AssertionError(f"{address:#x} is in no mapping")
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/sys/kernel/mm/transparent_hugepage") or not os.path.exists("/proc/self"),
+    reason="no huge pages here",
+)
+@pytest.mark.skipif(not stc_kernels.build_info()["extension"], reason="no compiled code")
+def test_large_results_ask_for_huge_pages():
+    tokens = torch.ones(1, 1, 2048).expand(10, 1024, 2048)
+    for frames, asked in ((3, False), (10, True)):
+        result = stc_kernels.gather_tokens(
+            tokens[:frames], torch.arange(1024).expand(frames, 1024).contiguous()
+        )
+        middle = result.data_ptr() + result.nbytes // 2
+        assert ("hg" in mapping_flags(middle)) == asked
+        assert (result == 1).all()
+
+
 def resident_bytes() -> int:
     """Return this process's memory, from the kernel."""
     with open("/proc/self/statm", encoding="ascii") as statm:
