@@ -1,0 +1,103 @@
+"""Towers whose frames come packed: several grids in a batch, videos, and who is named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from towers.families import FAMILIES, GRIDS, joined, tensors
+from towers.test_parity import assert_same, run, stated
+
+from stc_stream import CacherConfig, attach_cacher
+from stc_stream.towers import read_tower
+
+PACKED = [each for each in FAMILIES if each.packed]
+MIXED = ["door", "hall", "yard", "door", "yard", "hall", "hall", "door", "yard"]
+
+
+@pytest.fixture(params=PACKED, ids=lambda family: family.name)
+def family(request):
+    """Return one family of packed frames after the other."""
+    return request.param
+
+
+def packed(tower, frames, grids):
+    with torch.no_grad():
+        pixels = torch.cat([frame.pixels for frame in frames])
+        return tensors(tower(pixels, grid_thw=torch.tensor(grids)))
+
+
+@pytest.mark.parametrize("sizes", [[9], [4, 5], [2, 1, 3, 3]])
+def test_frames_of_several_sizes_in_a_batch(family, seed, sizes):
+    config = CacherConfig(refresh_interval=3)
+    tower, frames, outputs, _ = stated(family, config, MIXED, seed)
+    ours, stats = run(family, tower, config, frames, MIXED, sizes)
+    assert_same(ours, joined(outputs))
+    assert (stats.frames, stats.refreshes, stats.streams) == (9, 3, 3)
+
+
+def test_a_video_of_several_frames_is_its_frames(family, seed):
+    streams = ["door"] * 3 + ["hall"] * 2 + ["door"]
+    config = CacherConfig(refresh_interval=2)
+    tower, frames, outputs, _ = stated(family, config, streams, seed)
+    grids = [[3, *GRIDS["door"]], [2, *GRIDS["hall"]], [1, *GRIDS["door"]]]
+    for names in (streams, ["door", "hall", "door"]):
+        with attach_cacher(tower, config) as cacher, cacher.streams(names):
+            assert_same(packed(tower, frames, grids), joined(outputs))
+            assert (cacher.stats.frames, cacher.stats.streams) == (6, 2)
+
+
+def test_one_stream_by_default(family, seed):
+    config = CacherConfig(refresh_interval=2)
+    tower, frames, outputs, _ = stated(family, config, ["door"] * 4, seed)
+    with attach_cacher(tower, config):
+        ours = [
+            packed(tower, frames[:3], [[3, *GRIDS["door"]]]),
+            packed(tower, frames[3:], [[1, *GRIDS["door"]]]),
+        ]
+    assert_same(joined(ours), joined(outputs))
+
+
+def test_grids_of_as_many_tokens_are_not_mistaken(family, tower, seed):
+    door, yard = family.frames(["door", "yard"], seed)
+    assert len(door.pixels) == len(yard.pixels)
+    dense = family.run(tower, [yard])
+    with attach_cacher(tower, CacherConfig(update_ratio=0.1)) as cacher:
+        family.run(tower, [door])
+        assert_same(family.run(tower, [yard]), dense)
+        assert (cacher.stats.refreshes, cacher.stats.restarts) == (2, 1)
+
+
+def test_names_that_fit_neither_frames_nor_grids(family, tower, seed):
+    frames = family.frames(["door"] * 3, seed)
+    with attach_cacher(tower) as cacher:
+        for names in (["door"], ["door"] * 4):
+            with (
+                cacher.streams(names),
+                pytest.raises(ValueError, match=rf"{len(names)} names .* 3 frames in 2 grids"),
+            ):
+                packed(tower, frames, [[2, *GRIDS["door"]], [1, *GRIDS["door"]]])
+        assert cacher.stats.frames == 0
+
+
+def test_a_record_of_several_sizes(family, tower, seed):
+    streams = ["hall", "door", "door", "hall"]
+    frames = family.frames(streams, seed)
+    with attach_cacher(tower) as cacher, cacher.streams(streams), cacher.record() as recording:
+        family.run(tower, frames)
+    for layer in recording:
+        assert layer.recomputed.shape == (4, 36)
+        assert layer.recomputed.sum(1).tolist() == [36, 24, 6, 9]
+        assert not layer.recomputed[1:3, 24:].any()
+
+
+def test_only_some_qwens_have_windows(family, tower):
+    assert read_tower(tower).windowed == (family.name == "Qwen2.5-VL")
+    if hasattr(tower, "fullatt_block_indexes"):
+        tower.fullatt_block_indexes = [0, 1, 2]
+        assert not read_tower(tower).windowed
+
+
+def test_grids_must_be_given(family, tower, seed):
+    pixels = family.frames(["door"], seed)[0].pixels
+    with attach_cacher(tower), pytest.raises(ValueError, match="grid_thw must be given"):
+        tower(pixels, grid_thw=None)
