@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 import resource
@@ -31,21 +32,30 @@ def test_twenty_thousand_frames_of_fifty_streams(make_tower, seed, limits):
     refreshes = done = 0
     warm = None
     config = CacherConfig(refresh_interval=4, **limits)
+    cameras = [f"camera {number}" for number in range(STREAMS)]
     with torch.inference_mode(), attach_cacher(tower, config) as cacher:
-        while done < FRAMES:
-            names = draw.choices([f"camera {number}" for number in range(STREAMS)], k=25)
+
+        def feed(names):
+            nonlocal done, refreshes
             with cacher.streams(names):
-                tower(clip[draw.sample(range(64), 25)])
-            done += 25
+                tower(clip[draw.choices(range(64), k=len(names))])
             for name in names:
                 refreshes += seen[name] % 4 == 0
                 seen[name] += 1
+            done += len(names)
+
+        while done < FRAMES - STREAMS:
+            feed(draw.choices(cameras, k=25))
             if draw.random() < 0.1:
-                cacher.reset(names[0]) if names[0] in _known(cacher) else None
-                seen[names[0]] = 0
+                # One that had to go for another is not known any more.
+                with contextlib.suppress(ValueError):
+                    gone = draw.choice(cameras)
+                    seen[gone] = 0
+                    cacher.reset(gone)
             if done == FRAMES // 4:
                 gc.collect()
                 warm = _resident(), len(gc.get_objects())
+        feed(cameras)
         gc.collect()
         stats = cacher.stats
         assert warm is not None
@@ -55,12 +65,8 @@ def test_twenty_thousand_frames_of_fifty_streams(make_tower, seed, limits):
     if limits:
         assert stats.refreshes > refreshes and stats.evictions > 0 and stats.streams == 20
     else:
-        assert (stats.refreshes, stats.evictions) == (refreshes, 0)
+        assert (stats.refreshes, stats.evictions, stats.streams) == (refreshes, 0, STREAMS)
     selective = stats.frames - stats.refreshes
     assert stats.tokens_recomputed == 9 * stats.refreshes + 2 * selective
     assert stats.tokens_reused == 7 * selective
     assert stats.bytes == stats.streams * 3 * 9 * 32 * 4
-
-
-def _known(cacher):
-    return list(cacher._streams)
