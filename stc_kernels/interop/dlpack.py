@@ -3,8 +3,9 @@
 The arguments are those of the functions of the same names in `stc_kernels`, with arrays in place of
 tensors. Nothing is copied: torch sees the arrays' own memory, and the results, arrays of the first
 argument's framework, are torch's memory. On a GPU the work is ordered by both frameworks' current
-streams. Errors are those of `stc_kernels`; an array that cannot be exported (a NumPy array of
-bfloat16, say) raises its framework's ``BufferError``.
+streams. Errors are those of `stc_kernels`, and a ``ValueError`` for negative strides, which torch
+has not; an array that cannot be exported (a NumPy array of bfloat16, say) raises its framework's
+``BufferError``.
 """
 
 from __future__ import annotations
@@ -119,12 +120,27 @@ def prune_tokens(
 
 
 def _call(op: str, *arguments: Any) -> Any:
-    tensors = [torch.from_dlpack(a) if hasattr(a, "__dlpack__") else a for a in arguments]
+    schema = getattr(torch.ops.stc_kernels, op).default._schema
+    names = (argument.name for argument in schema.arguments)
+    tensors = [_tensor(op, *pair) for pair in zip(names, arguments, strict=True)]
     result = getattr(stc_kernels, op)(*tensors)
     namespace = _namespace(arguments[0])
     if isinstance(result, tuple):
         return tuple(namespace.from_dlpack(tensor) for tensor in result)
     return namespace.from_dlpack(result)
+
+
+def _tensor(op: str, name: str, array: Any) -> Any:
+    if not hasattr(array, "__dlpack__"):
+        return array
+    strides = getattr(array, "strides", None)
+    # torch ends the process over these, where NumPy and CuPy hand them out.
+    if isinstance(strides, tuple) and min(strides, default=0) < 0:
+        raise ValueError(
+            f"stc_kernels.{op}: {name} must have no negative strides (a copy has none), "
+            f"but has strides {list(strides)}"
+        )
+    return torch.from_dlpack(array)
 
 
 def _namespace(array: Any) -> Any:

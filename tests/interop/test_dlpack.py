@@ -45,6 +45,40 @@ def test_jax_arrays_in_jax_arrays_out(op, seed):
             np.testing.assert_array_equal(np.asarray(array), tensor.numpy(), strict=True)
 
 
+def test_any_memory_that_dlpack_describes(seed):
+    tokens = np.random.default_rng(seed).standard_normal((3, 20, 8), dtype=np.float32)
+    expected = dlpack.prune_tokens(tokens, 5)
+    locked = tokens.copy()
+    locked.flags.writeable = False
+    window = np.zeros((4, 24, 11), np.float32)[1:, 2:-2, 3:]
+    window[...] = tokens
+    for array in (locked, window, np.asfortranarray(tokens)):
+        for found, right in zip(dlpack.prune_tokens(array, 5), expected, strict=True):
+            np.testing.assert_array_equal(found, right)
+    again = dlpack.prune_tokens(np.broadcast_to(tokens[0], (7, 20, 8)), 5)[1]
+    np.testing.assert_array_equal(again, expected[1][:1].repeat(7, 0))
+
+
+def test_negative_strides_are_refused():
+    tokens = np.zeros((3, 20, 8), np.float32)
+    for array in (tokens[::-1], tokens[:, ::-1], tokens[..., ::-2]):
+        strides = list(array.strides)
+        with pytest.raises(ValueError) as raised:  # noqa: PT011 (the whole text is compared)
+            dlpack.patch_similarity(tokens, array)
+        must = "must have no negative strides (a copy has none)"
+        text = f"stc_kernels.patch_similarity: reference {must}, but has strides {strides}"
+        assert str(raised.value) == text
+
+
+def test_results_outlive_what_they_came_from():
+    kept, index = dlpack.prune_tokens(np.ones((64, 196, 64), np.float32), 8)
+    # What would be found in freed memory: another value.
+    others = [np.full((64, 8, 64), 7, np.float32) for _ in range(8)]
+    assert (kept == 1).all() and (index == np.arange(8)).all() and others
+    kept[:] = 2
+    assert (kept == 2).all()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("op", OPS)
 def test_cupy_arrays_in_cupy_arrays_out(op, seed):
