@@ -15,6 +15,7 @@ from typing import Any
 
 import stc_kernels
 from stc_kernels.interop._optional import require
+from stc_kernels.interop._tensors import as_tensor
 
 torch = require("torch", "dlpack", "torch")
 
@@ -122,25 +123,12 @@ def prune_tokens(
 def _call(op: str, *arguments: Any) -> Any:
     schema = getattr(torch.ops.stc_kernels, op).default._schema
     names = (argument.name for argument in schema.arguments)
-    tensors = [_tensor(op, *pair) for pair in zip(names, arguments, strict=True)]
+    tensors = [as_tensor(op, *pair) for pair in zip(names, arguments, strict=True)]
     result = getattr(stc_kernels, op)(*tensors)
     namespace = _namespace(arguments[0])
     if isinstance(result, tuple):
         return tuple(namespace.from_dlpack(tensor) for tensor in result)
     return namespace.from_dlpack(result)
-
-
-def _tensor(op: str, name: str, array: Any) -> Any:
-    if not hasattr(array, "__dlpack__"):
-        return array
-    strides = getattr(array, "strides", None)
-    # torch ends the process over these, where NumPy and CuPy hand them out.
-    if isinstance(strides, tuple) and min(strides, default=0) < 0:
-        raise ValueError(
-            f"stc_kernels.{op}: {name} must have no negative strides (a copy has none), "
-            f"but has strides {list(strides)}"
-        )
-    return torch.from_dlpack(array)
 
 
 def _namespace(array: Any) -> Any:

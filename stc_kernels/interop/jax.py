@@ -19,6 +19,7 @@ from typing import Any
 
 import stc_kernels
 from stc_kernels.interop._optional import require
+from stc_kernels.interop._tensors import as_tensor
 
 jax = require("jax", "jax", "jax")
 torch = require("torch", "jax", "torch")
@@ -143,28 +144,28 @@ def _call(op: str, arrays: dict[str, Any], **options: Any) -> Any:
                 f"array: jax.jit(..., static_argnames='{name}')"
             )
     given = {name: array for name, array in arrays.items() if array is not None}
-    run = partial(_run, getattr(stc_kernels, op), options)
+    run = partial(_run, op, options)
     if any(isinstance(array, jax.core.Tracer) for array in given.values()):
         promised = _map(_promise, run({name: _shape_of(array) for name, array in given.items()}))
-        compute = partial(_compute, run)
+        compute = partial(_compute, op, run)
         return jax.pure_callback(compute, promised, given, vmap_method="sequential")
-    return _map(jax.numpy.from_dlpack, run({name: _tensor(array) for name, array in given.items()}))
+    return _map(jax.numpy.from_dlpack, run(_tensors(op, given)))
 
 
-def _run(op: Callable[..., Any], options: dict[str, Any], tensors: dict[str, Any]) -> Any:
+def _run(op: str, options: dict[str, Any], tensors: dict[str, Any]) -> Any:
     for name in _INDICES:
         if name in tensors and tensors[name].dtype == torch.int32:
             tensors[name] = tensors[name].long()
-    return op(**tensors, **options)
+    return getattr(stc_kernels, op)(**tensors, **options)
 
 
-def _compute(run: Callable[[dict[str, Any]], Any], arrays: dict[str, Any]) -> Any:
+def _compute(op: str, run: Callable[[dict[str, Any]], Any], arrays: dict[str, Any]) -> Any:
     """Run an op from a compiled function; in here no JAX function may be called."""
-    return _map(_numpy, run({name: _tensor(array) for name, array in arrays.items()}))
+    return _map(_numpy, run(_tensors(op, arrays)))
 
 
-def _tensor(array: Any) -> Any:
-    return torch.from_dlpack(array) if hasattr(array, "__dlpack__") else array
+def _tensors(op: str, arrays: dict[str, Any]) -> dict[str, Any]:
+    return {name: as_tensor(op, name, array) for name, array in arrays.items()}
 
 
 def _numpy(tensor: Any) -> Any:

@@ -109,6 +109,13 @@ def test_errors_are_those_of_the_ops():
         sj.gather_tokens(tokens, jnp.full((2, 1), 3))
 
 
+def test_a_numpy_array_with_negative_strides_is_refused():
+    tokens = random_tokens(2, 6, 4).numpy()[:, ::-1]
+    with pytest.raises(ValueError, match=r"tokens must have no negative strides .* \[96, -16, 4\]"):
+        sj.prune_tokens(tokens, 2)
+    assert jax.jit(lambda x: sj.prune_tokens(x, 2)[1])(tokens).shape == (2, 2)
+
+
 def test_what_shapes_show_is_found_while_tracing():
     tokens, scores = jnp.ones((2, 3, 4)), jnp.ones((2, 3))
     with pytest.raises(ValueError, match=r"topk_gather: k must be in 1\.\.3, but is 4"):
