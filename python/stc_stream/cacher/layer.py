@@ -420,6 +420,8 @@ def _join(pieces: Sequence[Tensor]) -> Tensor:
 
 def _split(joined: Tensor, parts: Sequence[_Part]) -> list[Tensor]:
     """Undo `_join`: one [F, n, channels] view a part."""
+    if len(parts) == 1:
+        return [joined.view(len(parts[0].rows), parts[0].computed, -1)]
     sizes = [len(part.rows) * part.computed for part in parts]
     return [
         piece.view(len(part.rows), part.computed, -1)
@@ -447,7 +449,7 @@ def _state(source: Tensor | None) -> tuple[object, ...]:
         return ()
     # Inference tensors have no version; they cannot be written in place outside inference mode.
     version = -1 if source.is_inference() else source._version
-    return (source.data_ptr(), version, source.shape, source.dtype, source.device)
+    return (source.data_ptr(), version)
 
 
 def _joined(
