@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import weakref
 
@@ -129,6 +130,24 @@ def test_an_encoder_patched_before_stays_patched(make_tower, make_clip):
         features(tower, clip)
     assert calls == [1]
     assert tower.encoder.forward is counted
+
+
+def test_what_transformers_forgot_around_a_layer_is_no_patch(make_tower, make_clip):
+    tower, clip = make_tower(), make_clip(2)
+    before = attributes(tower)
+    # As transformers 5.0 wraps layers to collect their output, and leaves it so after an error.
+    source = """
+@functools.wraps(plain)
+def wrapped(*args, **kwargs):
+    return plain(*args, **kwargs)
+"""
+    with attach_cacher(tower):
+        layer = tower.encoder.layers[1]
+        names = {"__name__": "transformers.utils", "functools": functools, "plain": layer.forward}
+        exec(source, names)
+        layer.forward = names["wrapped"]
+        features(tower, clip)
+    assert attributes(tower) == before
 
 
 def test_an_attached_tower_cannot_be_copied(make_tower):

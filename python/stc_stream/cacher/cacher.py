@@ -193,7 +193,7 @@ class Cacher:
         with self._lock:
             self._refuse_inside_forward("detach")
             for patch in self._patches:
-                if patch.module.__dict__.get(patch.method) is not patch.replacement:
+                if not patch.in_place:
                     raise RuntimeError(
                         f"the {patch.method} of {type(patch.module).__name__} was replaced after "
                         "the Cacher was attached: undo that first, then detach"
@@ -386,6 +386,15 @@ class _Patch:
         """Put it in place."""
         setattr(self.module, self.method, self.replacement)
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the instance still has it."""
+        found = self.module.__dict__.get(self.method)
+        # transformers 5.0 forgets what it wraps around a layer when a forward fails.
+        while found is not self.replacement and _is_from_transformers(found):
+            found = getattr(found, "__wrapped__", None)
+        return found is self.replacement
+
     def undo(self) -> None:
         """Take it away; the instance has again what it had of its own."""
         if self._before is None:
@@ -406,6 +415,11 @@ class _Entered:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._encode(self._densely, self._signature, args, kwargs)
+
+
+def _is_from_transformers(function: object) -> bool:
+    written_in = getattr(function, "__globals__", {}).get("__name__", "")
+    return str(written_in).partition(".")[0] == "transformers"
 
 
 def _method(entry: Entry) -> Callable[..., Any]:
