@@ -181,6 +181,35 @@ def test_eager_attention(family, tower, frames):
         assert_close(family.run(tower, frames), dense)
 
 
+def test_compiled_it_is_one_tower(family, tower, frames):
+    read = read_tower(torch.compile(tower))
+    assert read.path.startswith("_orig_mod")
+    assert read.encoder is read_tower(tower).encoder
+
+
+class Model(nn.Module):
+    """A model around a tower."""
+
+    def __init__(self, tower):
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, *args, **kwargs):
+        return self.tower(*args, **kwargs)
+
+    def forward_intermediates(self, pixels):
+        return self.tower.forward_intermediates(pixels)
+
+
+def test_inside_a_compiled_model(family, tower, frames):
+    with attach_cacher(tower) as cacher, cacher.streams(STREAMS):
+        eager = family.run(tower, frames, states=False)
+        cacher.reset()
+        compiled = torch.compile(Model(tower), backend="eager")
+        assert_close(family.run(compiled, frames, states=False), eager)
+        assert cacher.stats.frames == 12
+
+
 @pytest.mark.parametrize(
     "family", [each for each in FAMILIES if each.call is None], ids=lambda family: family.name
 )
@@ -189,6 +218,23 @@ def test_attention_maps_are_refused(family, tower, frames):
         with pytest.raises(ValueError, match="output_attentions must be False"):
             family.run(tower, frames, states=False, output_attentions=True)
         assert cacher.stats.frames == 0
+
+
+@pytest.mark.parametrize("by", ["name", "position"])
+def test_a_mask_that_only_the_layers_see_is_refused(family, tower, frames, by):
+    def masked(module, args, kwargs):
+        mask = torch.ones(1, dtype=torch.bool)
+        if by == "position":
+            return (args[0], mask), {**kwargs}
+        return args[:1], {**kwargs, "attention_mask": mask}
+
+    with attach_cacher(tower) as cacher:
+        hook = family.layers_of(tower)[1].register_forward_pre_hook(masked, with_kwargs=True)
+        with pytest.raises(ValueError, match="attention mask of the tower's layers must be None"):
+            family.run(tower, frames[:1], states=False)
+        hook.remove()
+        family.run(tower, frames[:1], states=False)
+        assert cacher.stats.frames == 1
 
 
 def test_dropout_in_training_is_refused(family, tower, frames):

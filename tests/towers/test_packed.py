@@ -97,6 +97,21 @@ def test_only_some_qwens_have_windows(family, tower):
         assert not read_tower(tower).windowed
 
 
+def test_windows_that_are_made_anew_for_each_layer(family, tower, seed):
+    streams = ["door", "hall", "door", "hall"]
+    frames = family.frames(streams, seed)
+
+    def anew(module, args, kwargs):
+        return args, {**kwargs, "cu_seqlens": kwargs["cu_seqlens"].clone()}
+
+    with attach_cacher(tower) as cacher, cacher.streams(streams):
+        expected = family.run(tower, frames)
+        cacher.reset()
+        for layer in tower.blocks:
+            layer.register_forward_pre_hook(anew, with_kwargs=True)
+        assert_same(family.run(tower, frames), expected)
+
+
 def test_grids_must_be_given(family, tower, seed):
     pixels = family.frames(["door"], seed)[0].pixels
     with attach_cacher(tower), pytest.raises(ValueError, match="grid_thw must be given"):

@@ -47,14 +47,24 @@ class LayerCall:
 
     @classmethod
     def read(cls, args: tuple[object, ...], kwargs: dict[str, object]) -> LayerCall:
-        """Read a call by the names that encoders of transformers and timm use."""
+        """Read a call by the names that encoders of transformers and timm use.
+
+        Raises:
+            TypeError: no tokens. ValueError: something by position that may be a mask.
+        """
         hidden = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
         if not isinstance(hidden, Tensor):
             raise TypeError("a layer of the tower was called without tokens")
+        masks = (*args[1:], kwargs.get("attention_mask"), kwargs.get("attn_mask"))
+        if any(isinstance(mask, Tensor) for mask in masks):
+            raise ValueError(
+                "the attention mask of the tower's layers must be None while a Cacher is attached, "
+                "but the tower's encoder made one"
+            )
         rotary, segments = kwargs.get("position_embeddings"), kwargs.get("cu_seqlens")
         return cls(
             hidden,
-            rotary if isinstance(rotary, tuple) else None,
+            None if rotary is None else _pair(rotary),
             segments if isinstance(segments, Tensor) else None,
         )
 
@@ -67,7 +77,7 @@ class _Group:
     batch: Batch
     starts: Sequence[int] | None
     normed: Tensor | None = None
-    positions: dict[int | None, Positions] = field(default_factory=dict)
+    positions: list[tuple[object, object, Positions]] = field(default_factory=list)
 
     def take(self, tokens: Tensor) -> Tensor:
         """Return these frames as [F, T, ..], a view where they lie side by side."""
@@ -299,12 +309,14 @@ class Forward:
         return layers[number + 1].norm1 if number + 1 < len(layers) else None
 
     def _positions(self, group: _Group, call: LayerCall) -> Positions:
-        """Return where a group's tokens are, worked out once for each sort of windows."""
-        segments = None if call.segments is None else id(call.segments)
-        known = group.positions.get(segments)
-        if known is None:
-            known = group.positions[segments] = self._read_positions(group, call)
-        return known
+        """Return where a group's tokens are, worked out once for what layers are called with."""
+        for rotary, segments, positions in group.positions:
+            if rotary is call.rotary and segments is call.segments:
+                return positions
+        positions = self._read_positions(group, call)
+        # Held, so that nothing else can come to have their identity.
+        group.positions.append((call.rotary, call.segments, positions))
+        return positions
 
     def _read_positions(self, group: _Group, call: LayerCall) -> Positions:
         tokens, start = group.batch.tokens, 0 if group.starts is None else group.starts[0]
@@ -442,6 +454,17 @@ class Forward:
             frames = group.take(output)
             flags.append(finite_frames(frames if len(rows) == len(frames) else frames[rows]))
         return flags
+
+
+def _pair(rotary: object) -> tuple[Tensor, Tensor]:
+    if isinstance(rotary, tuple) and len(rotary) == 2:
+        cos, sin = rotary
+        if isinstance(cos, Tensor) and isinstance(sin, Tensor):
+            return rotary
+    raise TypeError(
+        f"position_embeddings of the tower's layers must be a tuple of cos and sin, "
+        f"but is a {type(rotary).__name__}"
+    )
 
 
 def finite_frames(frames: Tensor) -> Tensor:

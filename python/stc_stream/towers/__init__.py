@@ -53,9 +53,8 @@ def read_tower(model: nn.Module) -> Tower:
                 found.append(reader.read(module, path))
             except Unreadable as reason:
                 refused.append(f"{type(module).__name__}{f' ({path})' if path else ''} {reason}")
-    # A wrapper that passes attributes on (torch.compile's) resembles the tower inside it.
-    by_encoder = {id(tower.encoder): tower for tower in reversed(found)}
-    found = list(reversed(by_encoder.values()))
+    # A wrapper that passes attributes on (torch.compile's) resembles the tower inside, found last.
+    found = list({id(tower.layers[0].module): tower for tower in found}.values())
     if len(found) > 1:
         paths = ", ".join(tower.path or "the model itself" for tower in found)
         raise ValueError(
