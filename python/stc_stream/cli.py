@@ -653,7 +653,7 @@ def _bench(
 
     from stc_stream.benchmark import TowerBench, WrongResult
 
-    part = f"the first {tower.layers} of its {whole} layers"
+    part = f"the first {tower.layers} of its {whole} layers (--layers {whole} times all)"
     console.print(
         f"{tower.name}, {part if tower.layers < whole else f'{whole} layers'}, {tower.weights}, "
         f"on {tower.device}; frames of {clip.name}",

@@ -1,4 +1,4 @@
-"""The command `stc bench`: its tables and verdict, its files, and one line for all that is wrong."""
+"""The command `stc bench`: its tables and verdict, its files, and one line for what is wrong."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_png_is_drawn(stc: Stc, tiny_model: Path, tmp_path: Path) -> None:
 def test_the_first_layers_only_are_said_plainly(stc: Stc, tiny_model: Path, tmp_path: Path) -> None:
     options = ("--layers", 1, "--streams", 1, "--refresh-interval", 2, "--update-ratio", 0.5)
     outcome = stc("bench", "--model", tiny_model, *QUICK, *options, "--json", tmp_path / "n.json")
-    assert "the first 1 of its 2 layers" in outcome.out
+    assert "the first 1 of its 2 layers (--layers 2 times all)" in outcome.out
     model = json.loads((tmp_path / "n.json").read_text())["model"]
     assert (model["layers"], model["whole_layers"]) == (1, 2)
 

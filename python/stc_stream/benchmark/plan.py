@@ -15,7 +15,7 @@ from stc_stream.cacher import CacherConfig
 from stc_stream.comparison import VisionTower
 from stc_stream.towers import read_tower
 
-SECONDS = 70.0
+SECONDS = 45.0
 """How long the rounds of a default run may take; compiling and fidelity come on top."""
 
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 15

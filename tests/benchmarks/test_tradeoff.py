@@ -1,0 +1,178 @@
+"""The trade-off's ways to run a clip, against plain statements; its files and figures."""
+
+from __future__ import annotations
+
+import json
+import math
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+
+from benchmarks import tradeoff
+from benchmarks.tome import MergedTower
+from stc_stream.benchmark import bench_clip
+from stc_stream.benchmark.sides import shared_copy
+from stc_stream.cacher import CacherConfig, attach_cacher
+from stc_stream.comparison import VisionTower
+
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 64,
+    "patch_size": 16,
+}
+HALF = (0.5, 0.5, 0.5)
+
+
+def make(seed: int, prefix: int = 0) -> VisionTower:
+    torch.manual_seed(seed)
+    if prefix:
+        module = CLIPVisionModel(CLIPVisionConfig(**TINY))
+    else:
+        module = SiglipVisionModel(SiglipVisionConfig(**TINY, vision_use_head=False))
+    module = module.eval().requires_grad_(False)
+    cpu = torch.device("cpu")
+    return VisionTower(module, "tiny", False, 64, 16, 32, 3, HALF, HALF, cpu, torch.float32, prefix)
+
+
+def merged_by_hand(module, embedded: Tensor, count: int, prefix: int) -> Tensor:
+    """Token by token: groups of patches, their tokens, and each patch's token at the end."""
+    groups = [[place] for place in range(len(embedded))]
+    x = embedded
+    for layer in module.encoder.layers:
+        heads, width = 2, x.shape[1] // 2
+        normed = layer.layer_norm1(x)
+        q, k, v = (getattr(layer.self_attn, f"{name}_proj")(normed) for name in "qkv")
+        context = torch.zeros_like(x)
+        for head in range(heads):
+            part = slice(head * width, (head + 1) * width)
+            logits = q[:, part] @ k[:, part].T / math.sqrt(width)
+            # As if each token were there once for every patch that went into it.
+            sizes = torch.tensor([float(len(group)) for group in groups])
+            weights = logits.exp() * sizes
+            context[:, part] = weights / weights.sum(1, keepdim=True) @ v[:, part]
+        x = x + layer.self_attn.out_proj(context)
+        keys = (k[:, :width] + k[:, width:]) / 2
+        pairs = []
+        for one in range(0, len(x), 2):
+            if one < prefix:
+                continue
+            likeness = {
+                other: float(torch.cosine_similarity(keys[one], keys[other], dim=0))
+                for other in range(1, len(x), 2)
+            }
+            best = max(likeness, key=likeness.__getitem__)
+            pairs.append((likeness[best], one, best))
+        count_here = min(count, len(x) // 2 - prefix)
+        totals = [x[place] * len(groups[place]) for place in range(len(x))]
+        gone = set()
+        for _, one, other in sorted(pairs, reverse=True)[:count_here]:
+            totals[other] = totals[other] + totals[one]
+            groups[other] = groups[other] + groups[one]
+            gone.add(one)
+        stay = [place for place in range(len(x)) if place not in gone]
+        x = torch.stack([totals[place] / len(groups[place]) for place in stay])
+        groups = [groups[place] for place in stay]
+        x = x + layer.mlp(layer.layer_norm2(x))
+    result = torch.empty_like(embedded)
+    for token, group in zip(x, groups, strict=True):
+        for place in group:
+            result[place] = token
+    return result
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize("count", [1, 3, 6, 99])
+def test_merging_is_what_a_plain_statement_does(seed: int, prefix: int, count: int) -> None:
+    tower = make(seed, prefix)
+    inputs = tower.batch(bench_clip(1).images)
+    merged = MergedTower(tower.module, count)
+    found = merged(inputs)
+    embedded = tower.module.embeddings(inputs["pixel_values"])
+    if prefix:
+        embedded = tower.module.pre_layrnorm(embedded)
+    expected = merged_by_hand(tower.module, embedded[0], count, prefix)
+    if not prefix:
+        expected = tower.module.post_layernorm(expected)
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-4)
+    assert 0 < merged.share < 1
+    assert all("forward" not in vars(layer) for layer in tower.module.encoder.layers)
+
+
+def test_merging_nothing_is_dense(seed: int) -> None:
+    tower = make(seed)
+    inputs = tower.batch(bench_clip(1).images)
+    merged = MergedTower(tower.module, 0)
+    dense = tower.module(**inputs).last_hidden_state
+    torch.testing.assert_close(merged(inputs), dense, rtol=1e-5, atol=1e-5)
+    assert merged.share == 1.0
+
+
+def test_every_way_is_measured_and_what_is_kept_is_read_back(seed: int, tmp_path) -> None:
+    tower = make(seed)
+    found = tradeoff.measure(tower, 10)
+    assert {row.kind for row in found.rows} == {
+        "dense", "stc", "skip", "merge", "threshold", "change", "int8"
+    }  # fmt: skip
+    assert len(found.of("stc")) == len(tradeoff.INTERVALS) * len(tradeoff.RATIOS)
+    assert all(len(row.cosines) == 10 for row in found.rows)
+    assert len(found.same_choice) == 3 and all(0 <= share <= 1 for share in found.same_choice)
+    # By hand: a Cacher over the clip, and the last refreshed output again.
+    copy = shared_copy(tower.module)
+    stc, skipped = [], []
+    with attach_cacher(copy, CacherConfig(0.25, 4)) as cacher:
+        for number, image in enumerate(bench_clip(10).images):
+            inputs = tower.batch([image])
+            dense = tower.module(**inputs).last_hidden_state
+            if number % 4 == 0:
+                kept = dense
+            skipped.append(torch.cosine_similarity(kept, dense, dim=-1).mean().item())
+            ours = copy(**inputs).last_hidden_state
+            stc.append(torch.cosine_similarity(ours, dense, dim=-1).mean().item())
+        stats = cacher.stats
+    row = found.stc(4, 0.25)
+    assert row.cosines == pytest.approx(stc, abs=1e-6)
+    assert (row.mean, row.worst) == pytest.approx((sum(stc) / 10, min(stc)))
+    assert row.refreshes == stats.refreshes == 3
+    computed = stats.tokens_recomputed / (stats.tokens_recomputed + stats.tokens_reused)
+    assert row.recomputed == pytest.approx(computed)
+    by_skipping = next(r for r in found.of("skip") if r.settings == {"refresh_interval": 4})
+    assert by_skipping.cosines == pytest.approx(skipped, abs=1e-6)
+    assert by_skipping.recomputed == pytest.approx(0.3)
+
+    tradeoff.save(found, tmp_path / "t")
+    kept_rows = tradeoff.load(tmp_path / "t.json")
+    assert [tradeoff.label(r) for r in kept_rows.rows] == [tradeoff.label(r) for r in found.rows]
+    assert kept_rows.stc(4, 0.25).mean == pytest.approx(row.mean, abs=1e-5)
+    page = (tmp_path / "t.md").read_text()
+    assert "| STC, N=4, r=0.25 |" in page and "| skipping, N=8 |" in page
+    assert tradeoff.main(["--draw", str(tmp_path / "t.json"), "--figures", str(tmp_path)]) == 0
+    for name in ("tradeoff-heat.svg", "tradeoff.svg", "scene-cut.svg"):
+        assert ElementTree.parse(tmp_path / name).getroot().tag.endswith("svg")
+
+
+def test_latency_is_of_a_whole_cycle() -> None:
+    way = tradeoff._SkipWay(make(0), 4)
+    way.seconds = [(number % 4 == 0, 2.0 if number % 4 == 0 else 0.5) for number in range(8)]
+    # Half of them are slower: the median is not.
+    way.seconds[0] = (True, 2.0)
+    assert way.latency(dense=2.0) == pytest.approx((2 * 2.0 + 6 * 0.5) / 8 / 2.0)
+
+
+def test_bad_input_is_one_line(capsys, tmp_path) -> None:
+    assert tradeoff.main(["--layers", "99"]) == 2
+    assert "layers must be 1 to 12" in capsys.readouterr().err
+    assert tradeoff.main(["--model", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_scene_cut_settings_are_told_apart(seed: int) -> None:
+    found = tradeoff.measure(make(seed), 3)
+    labels = [tradeoff.label(row) for row in found.rows]
+    assert len(labels) == len(set(labels))
+    assert json.dumps(found.about)
