@@ -145,6 +145,21 @@ def test_names_must_match_the_rows(make_tower, make_clip):
         assert cacher.stats.frames == 0
 
 
+def test_a_batch_that_is_refused_costs_no_stream_anything(make_tower, make_clip):
+    tower, clip = make_tower(), make_clip(5)
+    config = CacherConfig(refresh_interval=100)
+    with attach_cacher(tower, config) as cacher, cacher.streams(["a", "b"]):
+        features(tower, clip[:2])
+        expected = features(tower, clip[2:4])
+    with attach_cacher(tower, config) as cacher, cacher.streams(["a", "b"]):
+        features(tower, clip[:2])
+        before = cacher.stats
+        with pytest.raises(ValueError, match=r"2 names .* 3 rows"):
+            features(tower, clip[2:])
+        assert cacher.stats == before
+        close(features(tower, clip[2:4]), expected)
+
+
 def test_an_empty_batch_is_empty(make_tower):
     tower = make_tower()
     with attach_cacher(tower) as cacher:

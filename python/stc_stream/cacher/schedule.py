@@ -209,8 +209,6 @@ class Streams:
         Returns:
             A plan for each kind of frame in the batch.
         """
-        self._undo = {}
-        self._batch = Counts()
         self._drop_broken(names)
         known = [self._streams.get(name) for name in names]
         frames.look_ahead([stream.pixels if stream else None for stream in known])
@@ -242,14 +240,15 @@ class Streams:
             ):
                 plan.pool.written(slot, depth)
                 stream.finite = None if flags is None else flags[number]
-        counted = {name: by for name, by in vars(self._batch).items() if by}
-        self.counts = self.counts.plus(**counted)
+        self.counts = self.counts.plus(**vars(self._batch))
+        self._end()
         self._fit()
 
     def roll_back(self) -> None:
         """Take back the frames of a batch that failed, and the references of its streams.
 
-        Some layers may hold the new reference and others the old one.
+        Some layers may hold the new reference and others the old one. A batch that was never
+        planned has nothing to take back.
         """
         for name, before in self._undo.items():
             stream = self._streams.get(name)
@@ -261,6 +260,12 @@ class Streams:
                 del self._streams[name]
             else:
                 stream.frames, stream.phase = before
+        self._end()
+
+    def _end(self) -> None:
+        """Leave nothing of this batch to the next, which may fail before it is planned."""
+        self._undo = {}
+        self._batch = Counts()
 
     def _place(self, row: int, name: Hashable, draft: _Draft, frames: Frames) -> None:
         stream = self._streams.get(name)
