@@ -1,99 +1,118 @@
 """A tower with a Cacher against the same tower without, in turns in one process.
 
-SigLIP-so400m geometry with random weights, as LLaVA uses it (no pooling head): all its layers where
-single frames are timed, since the patch embedding, which nothing saves, weighs more the fewer there
-are; fewer layers where the frames are many. The timed side is ours; the dense side is timed between
-its rounds, so that both see the same machine. `extra_info` has the dense median, how many times
-faster ours is, and the arithmetic's cap.
+Geometries of SigLIP-so400m, CLIP-L and Qwen2-VL with random weights, as video models use them (no
+pooling head, no patch merger): all layers where single frames are timed, since the patch embedding,
+which nothing saves, weighs more the fewer there are; fewer layers where the frames are many. The
+timed side is ours; the dense side is timed between its rounds, so that both see the same machine.
+`extra_info` has the dense median, how many times faster ours is, and the arithmetic's cap.
+`python -m benchmarks.tower_report` runs a part of these, and keeps its results and figure.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from benchmarks.shapes import SIGLIP_SO400M
 from stc_stream import Cacher, CacherConfig, attach_cacher
+from stc_stream.benchmark import Arithmetic
+from stc_stream.comparison import GEOMETRIES, VisionTower, build_tower
 
-SHAPE = SIGLIP_SO400M
 RATIO = 0.25
 NEVER = 1_000_000
+LARGE = ("siglip-so400m", "clip-l", "qwen2-vl")
+STREAMS = (1, 2, 4, 8, 16, 32, 64)
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+
+Make = Callable[[str, int], VisionTower]
+Inputs = dict[str, Tensor]
 
 
 @pytest.fixture(params=["float32", "bfloat16"])
-def make_tower(request: pytest.FixtureRequest) -> Callable[[int], SiglipVisionModel]:
-    def make(layers: int) -> SiglipVisionModel:
-        torch.manual_seed(0)
-        config = SiglipVisionConfig(
-            hidden_size=SHAPE.width,
-            intermediate_size=SHAPE.mlp,
-            num_hidden_layers=layers,
-            num_attention_heads=SHAPE.heads,
-            image_size=SHAPE.image,
-            patch_size=SHAPE.patch,
-            vision_use_head=False,
-        )
-        return SiglipVisionModel(config).eval().to(getattr(torch, request.param))
+def make_tower(request: pytest.FixtureRequest, device: str) -> Make:
+    def make(name: str, layers: int) -> VisionTower:
+        return build_tower(name, layers=layers, device=device, dtype=request.param)
 
     return make
 
 
-def test_selective_frame(benchmark, make_tower):
-    """One stream, a frame at a time, after its refresh."""
-    tower = make_tower(SHAPE.layers)
-    with attach_cacher(tower, CacherConfig(RATIO, NEVER)) as cacher:
-        compare(benchmark, tower, cacher, clip(tower, 1), SHAPE.selective_share(RATIO), rounds=7)
+@pytest.mark.parametrize("name", LARGE)
+def test_selective_frame(benchmark, make_tower: Make, name: str):
+    """One stream, a frame at a time, after its refresh; all layers."""
+    tower = make_tower(name, GEOMETRIES[name].layers)
+    with attach_cacher(tower.module, CacherConfig(RATIO, NEVER)) as cacher:
+        compare(benchmark, tower, cacher, clip(tower, 1), rounds=5)
 
 
 @pytest.mark.parametrize("interval", [2, 4])
-def test_cycle(benchmark, make_tower, interval):
+@pytest.mark.parametrize("name", LARGE)
+def test_cycle(benchmark, make_tower: Make, name: str, interval: int):
     """One stream, a frame at a time: a refresh frame and the selective ones that follow it."""
-    tower = make_tower(8)
-    with attach_cacher(tower, CacherConfig(RATIO, interval)) as cacher:
-        share = SHAPE.cycle_share(RATIO, interval)
-        compare(benchmark, tower, cacher, clip(tower, interval), share, rounds=5)
+    tower = make_tower(name, 8)
+    with attach_cacher(tower.module, CacherConfig(RATIO, interval)) as cacher:
+        compare(benchmark, tower, cacher, clip(tower, interval), rounds=5)
 
 
-def test_selective_frames_of_eight_streams(benchmark, make_tower):
+@pytest.mark.parametrize("name", LARGE)
+def test_selective_frames_of_eight_streams(benchmark, make_tower: Make, name: str):
     """Eight streams, a frame of each at a time, after their refresh."""
-    tower = make_tower(4)
-    with attach_cacher(tower, CacherConfig(RATIO, NEVER)) as cacher, cacher.streams(range(8)):
-        frames = clip(tower, 8).view(1, 8, 3, SHAPE.image, SHAPE.image)
-        compare(benchmark, tower, cacher, frames, SHAPE.selective_share(RATIO), rounds=5)
+    tower = make_tower(name, 4)
+    with attach_cacher(tower.module, CacherConfig(RATIO, NEVER)) as cacher:
+        compare(benchmark, tower, cacher, clip(tower, 1, streams=8), rounds=5)
 
 
-def clip(tower: SiglipVisionModel, frames: int) -> Tensor:
-    """Return [frames, 1, 3, H, W]: one still scene with noise, a quarter of it changing."""
+@pytest.mark.parametrize("interval", [2, 4])
+@pytest.mark.parametrize("name", LARGE)
+def test_cycle_of_eight_streams(benchmark, make_tower: Make, name: str, interval: int):
+    """Eight streams, a frame of each at a time, refreshed in turn: a whole cycle of batches."""
+    tower = make_tower(name, 2)
+    config = CacherConfig(RATIO, interval, stagger=True)
+    with attach_cacher(tower.module, config) as cacher:
+        compare(benchmark, tower, cacher, clip(tower, interval, streams=8), rounds=3)
+
+
+@pytest.mark.parametrize("streams", STREAMS)
+def test_selective_frames_of_streams(benchmark, make_tower: Make, streams: int):
+    """SigLIP-so400m, so many streams, a frame of each at a time: what a frame costs."""
+    tower = make_tower("siglip-so400m", 2)
+    with attach_cacher(tower.module, CacherConfig(RATIO, NEVER)) as cacher:
+        compare(benchmark, tower, cacher, clip(tower, 1, streams=streams), rounds=5)
+
+
+def clip(tower: VisionTower, batches: int, streams: int = 1) -> list[Inputs]:
+    """Return batches of a frame of each stream: still scenes with noise, a quarter changing."""
     generator = torch.Generator().manual_seed(1)
-    size = (SHAPE.image, SHAPE.image)
-    scene = torch.randn(3, *size, generator=generator)
-    images = scene + 0.01 * torch.randn(frames, 3, *size, generator=generator)
-    half = SHAPE.image // 2
-    images[:, :, :half, :half] = torch.randn(frames, 3, half, half, generator=generator)
-    return images.to(tower.dtype)[:, None]
+    size = tower.image_size
+    scenes = torch.randn(streams, 3, size, size, generator=generator)
+    found = []
+    for _ in range(batches):
+        images = scenes + 0.01 * torch.randn(scenes.shape, generator=generator)
+        changed = images[..., : size // 2, : size // 2]
+        changed.copy_(torch.randn(changed.shape, generator=generator))
+        found.append(tower.inputs(images.to(device=tower.device, dtype=tower.dtype)))
+    return found
 
 
 def compare(
     benchmark: Callable[..., object],
-    tower: SiglipVisionModel,
+    tower: VisionTower,
     cacher: Cacher,
-    batches: Tensor,
-    share: float,
+    batches: Sequence[Inputs],
     rounds: int,
 ) -> None:
     """Time a pass over the batches with the Cacher, and one without before each."""
-    check(tower, cacher, batches)
+    streams = len(batches[0]["grid_thw" if tower.packing else "pixel_values"])
+    interval = len(batches)
     dense: list[float] = []
 
     def run() -> None:
         for batch in batches:
-            tower(batch)
+            tower.module(**batch)
+        _wait(tower)
 
     def run_densely() -> None:
         with cacher.paused():
@@ -101,31 +120,45 @@ def compare(
             run()
             dense.append(time.perf_counter() - start)
 
-    with torch.no_grad():
+    with torch.no_grad(), cacher.streams(range(streams)):
+        check(tower, cacher, batches)
         benchmark.pedantic(run, setup=run_densely, rounds=rounds, warmup_rounds=1)
     times, dense = benchmark.stats.stats.data, dense[-rounds:]
+    arithmetic = Arithmetic.of(cacher.tower, tower.tokens + tower.prefix_tokens)
+    selective = cacher.config.refresh_interval == NEVER
+    share = (
+        arithmetic.selective_share(RATIO) if selective else arithmetic.cycle_share(RATIO, interval)
+    )
     benchmark.extra_info |= {
-        "tower": f"{SHAPE.name}, {len(tower.encoder.layers)} layers, {tower.dtype}",
+        "tower": f"{tower.name}, {tower.layers} layers, {tower.dtype}",
+        "layers": tower.layers,
+        "streams": streams,
+        "frames": streams * len(batches),
         "threads": torch.get_num_threads(),
         "dense_ms": 1000 * statistics.median(dense),
         "ours_ms": 1000 * statistics.median(times),
-        "times_faster": statistics.median(dense) / statistics.median(times),
+        "dense_min_ms": 1000 * min(dense),
+        "ours_min_ms": 1000 * min(times),
+        "times_faster": statistics.median(d / t for d, t in zip(dense, times, strict=True)),
         "times_faster_of_minima": min(dense) / min(times),
         "cap": 1 / share,
     }
 
 
-@torch.no_grad()
-def check(tower: SiglipVisionModel, cacher: Cacher, batches: Tensor) -> None:
-    """Refuse to time what is wrong; leaves every stream with a reference."""
+def check(tower: VisionTower, cacher: Cacher, batches: Sequence[Inputs]) -> None:
+    """Refuse to time what is wrong; leaves every stream with a reference, and in its turn."""
     with cacher.paused():
-        dense = tower(batches[0]).last_hidden_state.float()
-    cacher.reset()
-    first = tower(batches[0]).last_hidden_state.float()
-    again = tower(batches[0]).last_hidden_state.float()
-    tolerance = 1e-3 if tower.dtype == torch.float32 else 0.2
-    torch.testing.assert_close(first, dense, rtol=0, atol=tolerance)
-    torch.testing.assert_close(again, dense, rtol=0, atol=tolerance)
+        dense = tower.module(**batches[0]).last_hidden_state.float()
+    for _ in range(2):
+        # A refresh, and a frame of which nothing has changed since.
+        found = tower.module(**batches[0]).last_hidden_state.float()
+        apart = (found - dense).norm() / dense.norm()
+        assert apart <= TOLERANCE[tower.dtype], f"{apart:.2g} of the norm from dense"
     cacher.reset()
     for batch in batches:
-        tower(batch)
+        tower.module(**batch)
+
+
+def _wait(tower: VisionTower) -> None:
+    if tower.device.type == "cuda":
+        torch.cuda.synchronize(tower.device)
