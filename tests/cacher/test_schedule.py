@@ -118,6 +118,23 @@ def test_the_stream_not_seen_for_longest_is_forgotten(seed):
         assert list(streams) == list(expected)
 
 
+def test_pixels_are_compared_with_those_of_frames_of_the_same_kind_alone():
+    streams = make_streams(refresh_interval=100, refresh_on_change=0.5)
+    compared = []
+
+    def changes(current, reference):
+        compared.append([(float(a), float(b)) for a, b in zip(current, reference, strict=True)])
+        return [0.0] * len(current)
+
+    moved = SMALL._replace(device=torch.device("meta"))
+    for number, kinds in enumerate(([SMALL, SMALL], [SMALL, moved])):
+        pixels = [torch.tensor(number + 10.0 * row) for row in range(2)]
+        plans = streams.plan(["a", "b"], Frames(kinds, lambda: [True] * 2, pixels, changes))
+        streams.commit(plans, 1, [None] * len(plans))
+    assert compared == [[(1.0, 0.0)]]
+    assert streams.counts.restarts == 1
+
+
 def test_a_batch_that_failed_leaves_counts_but_no_references():
     streams = make_streams(refresh_interval=4)
     run(streams, ["a", "b", "a"])

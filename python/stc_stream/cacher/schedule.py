@@ -210,8 +210,7 @@ class Streams:
             A plan for each kind of frame in the batch.
         """
         self._drop_broken(names)
-        known = [self._streams.get(name) for name in names]
-        frames.look_ahead([stream.pixels if stream else None for stream in known])
+        frames.look_ahead([self._pixels(*row) for row in zip(names, frames.kinds, strict=True)])
         drafts: dict[FrameKind, _Draft] = {}
         for row, (name, kind) in enumerate(zip(names, frames.kinds, strict=True)):
             draft = drafts.get(kind)
@@ -381,6 +380,14 @@ class Streams:
             if not fine:
                 self._release(stream)
                 self._count(rejected=1)
+
+    def _pixels(self, name: Hashable, kind: FrameKind) -> Tensor | None:
+        """Return the pixels of a stream's reference; None: it has none for frames of this kind."""
+        stream = self._streams.get(name)
+        # Pixels on the device that a model has left could not be compared with new ones.
+        if stream is None or stream.pool is None or stream.pool.kind != kind:
+            return None
+        return stream.pixels
 
     def _pool(self, kind: FrameKind) -> ReferencePool:
         pool = self._pools.get(kind)
