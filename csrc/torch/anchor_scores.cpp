@@ -121,7 +121,7 @@ ScoreArguments check_scores(const char* op, const Tensor& tokens,
   }
   if (temporal_anchor.has_value()) {
     const ScalarType dtype = scalar_type_of(*temporal_anchor);
-    if (dtype != ScalarType::Float && dtype != tokens.scalar_type()) {
+    if (dtype != ScalarType::Float && dtype != scalar_type_of(tokens)) {
       fail(op, "temporal_anchor", "have dtype float32 or that of tokens",
            "has dtype " + dtype_text(dtype));
     }

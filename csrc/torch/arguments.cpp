@@ -178,14 +178,18 @@ std::string dtype_text(ScalarType dtype) {
 }
 
 ScalarType scalar_type_of(const Tensor& tensor) {
-  try {
-    return tensor.scalar_type();
-  } catch (const std::exception&) {
-    // The stable interface has words for few of the dtypes, but their numbers for all.
-    int32_t number;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &number));
-    return static_cast<ScalarType>(number);
-  }
+  static const int32_t float32 = aoti_torch_dtype_float32(), float16 = aoti_torch_dtype_float16(),
+                       bfloat16 = aoti_torch_dtype_bfloat16(), int64 = aoti_torch_dtype_int64(),
+                       int32 = aoti_torch_dtype_int32();
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  if (dtype == float32) return ScalarType::Float;
+  if (dtype == bfloat16) return ScalarType::BFloat16;
+  if (dtype == float16) return ScalarType::Half;
+  if (dtype == int64) return ScalarType::Long;
+  if (dtype == int32) return ScalarType::Int;
+  // No op takes these: the number serves an error's words alone.
+  return static_cast<ScalarType>(dtype);
 }
 
 std::string number_text(double value) {
@@ -208,7 +212,7 @@ Tokens view(const Tensor& tensor) {
 }
 
 DType dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
+  switch (scalar_type_of(tensor)) {
     case ScalarType::Half:
       return DType::kFloat16;
     case ScalarType::BFloat16:

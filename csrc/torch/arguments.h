@@ -44,7 +44,7 @@ Metric parse_metric(const char* op, const std::string& metric);
 
 std::string shape_text(const Tensor& tensor);
 std::string dtype_text(ScalarType dtype);
-// Of any dtype that torch has, where Tensor::scalar_type knows the usual ones.
+// As Tensor::scalar_type, which takes longer and throws for the rarer dtypes.
 ScalarType scalar_type_of(const Tensor& tensor);
 std::string number_text(double value);
 

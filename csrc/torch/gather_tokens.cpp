@@ -32,7 +32,7 @@ namespace {
 
 Tensor gather_tokens(const Tensor& tokens, const Tensor& index) {
   const Tensor places = check_gather("gather_tokens", tokens, index);
-  Tensor out = empty({tokens.size(0), index.size(1), tokens.size(2)}, tokens.scalar_type());
+  Tensor out = empty({tokens.size(0), index.size(1), tokens.size(2)}, scalar_type_of(tokens));
   gather_into(tokens, data<int64_t>(places), index.size(1), out.data_ptr());
   return out;
 }

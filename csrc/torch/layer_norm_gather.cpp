@@ -25,8 +25,8 @@ std::tuple<Tensor, Tensor> layer_norm_gather(const Tensor& tokens, const Tensor&
   const Tensor source = with_unit_channel_stride(tokens);
   const Tokens from = view(source);
   const Tokens more = addend.has_value() ? view(*addend) : Tokens{};
-  Tensor gathered = empty({frames, k, channels}, tokens.scalar_type());
-  Tensor normed = empty({frames, k, channels}, tokens.scalar_type());
+  Tensor gathered = empty({frames, k, channels}, scalar_type_of(tokens));
+  Tensor normed = empty({frames, k, channels}, scalar_type_of(tokens));
   const int64_t row_bytes = channels * size_of(from.dtype);
   char* rows = static_cast<char*>(gathered.data_ptr());
   char* targets = static_cast<char*>(normed.data_ptr());

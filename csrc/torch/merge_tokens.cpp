@@ -43,7 +43,7 @@ namespace {
 Tensor merge_tokens(const Tensor& updated, const Tensor& cached, const Tensor& slot,
                     std::optional<Tensor> reference_index, std::optional<Tensor> residual) {
   const Merge merge = check_merge("merge_tokens", updated, cached, slot, reference_index, residual);
-  Tensor out = empty({merge.frames, merge.tokens, merge.channels}, cached.scalar_type());
+  Tensor out = empty({merge.frames, merge.tokens, merge.channels}, scalar_type_of(cached));
   void* target = out.data_ptr();
   const int64_t row_bytes = merge.channels * size_of(dtype_of(out));
   parallel_over(merge.frames * merge.tokens, 3 * row_bytes,

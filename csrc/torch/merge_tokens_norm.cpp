@@ -17,8 +17,8 @@ std::tuple<Tensor, Tensor> merge_tokens_norm(const Tensor& updated, const Tensor
   const char* op = "merge_tokens_norm";
   const Merge merge = check_merge(op, updated, cached, slot, reference_index, residual);
   const Norm norm = check_norm(op, weight, bias, eps, cached);
-  Tensor merged = empty({merge.frames, merge.tokens, merge.channels}, cached.scalar_type());
-  Tensor normed = empty({merge.frames, merge.tokens, merge.channels}, cached.scalar_type());
+  Tensor merged = empty({merge.frames, merge.tokens, merge.channels}, scalar_type_of(cached));
+  Tensor normed = empty({merge.frames, merge.tokens, merge.channels}, scalar_type_of(cached));
   const DType dtype = dtype_of(merged);
   const int64_t row_bytes = merge.channels * size_of(dtype);
   char* rows = static_cast<char*>(merged.data_ptr());

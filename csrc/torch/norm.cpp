@@ -7,7 +7,7 @@ namespace {
 void check_vector(const char* op, const char* name, const Tensor& vector, const Tensor& tokens) {
   check_defined(op, name, vector);
   const ScalarType dtype = scalar_type_of(vector);
-  if (dtype != ScalarType::Float && dtype != tokens.scalar_type()) {
+  if (dtype != ScalarType::Float && dtype != scalar_type_of(tokens)) {
     fail(op, name, "have dtype float32 or that of the tokens", "has dtype " + dtype_text(dtype));
   }
   check_shape(op, name, vector, {tokens.size(2)});

@@ -8,7 +8,7 @@ std::tuple<Tensor, Tensor> keep_scored(const Tensor& tokens, const float* scores
                                        bool largest) {
   const int64_t frames = tokens.size(0), length = tokens.size(1);
   Tensor index = empty({frames, k}, ScalarType::Long);
-  Tensor kept = empty({frames, k, tokens.size(2)}, tokens.scalar_type());
+  Tensor kept = empty({frames, k, tokens.size(2)}, scalar_type_of(tokens));
   auto* places = static_cast<int64_t*>(index.data_ptr());
   parallel_over(frames, 40 * length * sizeof(float), [&](int64_t begin, int64_t end) {
     const std::unique_ptr<uint32_t[]> keys(new uint32_t[length]);
