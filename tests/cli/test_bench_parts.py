@@ -21,6 +21,7 @@ from stc_stream.benchmark import (
     BenchConfig,
     TowerBench,
     bench_clip,
+    engine,
     first_layers,
     fitting_layers,
 )
@@ -221,12 +222,48 @@ def test_a_dense_graph_takes_new_inputs_and_its_outputs_can_be_kept(
 ) -> None:
     one, two = (torch.randn(2, 3, 64, 64, generator=generator) for _ in range(2))
     with torch.no_grad():
-        run = graphed(tower.module, {"pixel_values": one}, Repeats())
+        plain = eager(tower.module)
+        run = graphed(plain, {"pixel_values": one}, Repeats())
         first = run({"pixel_values": one})
         second = run({"pixel_values": two})
-        plain = eager(tower.module)
         torch.testing.assert_close(first, plain({"pixel_values": one}))
         torch.testing.assert_close(second, plain({"pixel_values": two}))
+
+
+def test_on_a_gpu_all_sides_have_graphs(
+    tower: VisionTower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_on_gpu", lambda tower: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr("stc_stream.benchmark.sides.CudaBackend", Repeats)
+    monkeypatch.setattr("stc_stream.cacher.graphs.CudaBackend", Repeats)
+    monkeypatch.setattr(engine, "compiled", eager)
+    config = BenchConfig((0.25, 0.5), (2,), (1, 2), rounds=2)
+    bench = TowerBench(tower, config, bench_clip(4))
+    run = bench.run()
+    sides = ["eager", "compiled", "in a CUDA graph", "compiled, in a CUDA graph"]
+    assert [dense.side for dense in run.dense] == 2 * sides
+    assert all(dense.timing for dense in run.dense)
+    assert [setting.graph for setting in run.settings] == 2 * [False, False, True, True]
+    # Ours was replayed, not only run eagerly beside a graph.
+    assert all(ours.cacher._graphs.replays > 0 for ours in bench._ours if ours.graph)
+
+
+def test_a_graph_that_cannot_be_captured_is_said(
+    tower: VisionTower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refuses(Repeats):
+        def capture(self, work, inputs):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(engine, "_on_gpu", lambda tower: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr("stc_stream.benchmark.sides.CudaBackend", Refuses)
+    monkeypatch.setattr("stc_stream.cacher.graphs.CudaBackend", Repeats)
+    config = BenchConfig((0.5,), (2,), (1,), rounds=1, compile=False)
+    notes = {each.side: each.note for each in TowerBench(tower, config, bench_clip(4)).run().dense}
+    assert notes["in a CUDA graph"].startswith("RuntimeError: operation not permitted")
+    assert notes["compiled"] == "left out"
 
 
 def test_the_first_layers_are_the_towers_own(

@@ -16,12 +16,14 @@ from stc_stream.benchmark.arithmetic import Arithmetic
 from stc_stream.benchmark.clip import Clip
 from stc_stream.benchmark.plan import BenchConfig, rounds_that_fit, turn
 from stc_stream.benchmark.results import BenchRun, Dense, RatioFidelity, Setting, Timing
+from stc_stream.benchmark.sides import Dense as DenseRun
 from stc_stream.benchmark.sides import Inputs, Ours, compiled, eager, graphed, quiet, shared_copy
 from stc_stream.comparison import VisionTower
 from stc_stream.comparison.fidelity import FidelityTally, cosines, watch_layers
 from stc_stream.towers import read_tower
 
 EAGER, COMPILED, GRAPH = "eager", "compiled", "in a CUDA graph"
+COMPILED_GRAPH = "compiled, in a CUDA graph"
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """How far outputs may be apart, relative to the dense one's norm."""
 
@@ -91,7 +93,7 @@ class TowerBench:
         self._clip = clip
         self._whole_layers = tower.layers if whole_layers is None else whole_layers
         self._progress = progress or _Silence()
-        self._gpu = tower.device.type == "cuda"
+        self._gpu = _on_gpu(tower)
         self._read = read_tower(tower.module)
         self._arithmetic = Arithmetic.of(self._read, tower.tokens + tower.prefix_tokens)
         self._eager = eager(tower.module)
@@ -154,8 +156,13 @@ class TowerBench:
         references, inputs = (self._frames(streams, age) for age in (0, 1))
         expected = self._eager(inputs)
         bout.calls[_Batch(EAGER)] = lambda: self._eager(inputs)
-        self._prepare_compiled(bout, inputs, expected)
-        self._prepare_graph(bout, inputs, expected)
+        fast = self._prepare_compiled(bout, inputs, expected)
+        if self._gpu:
+            self._prepare_graph(bout, GRAPH, self._eager, inputs, expected)
+            if fast is not None:
+                self._prepare_graph(bout, COMPILED_GRAPH, fast, inputs, expected)
+        else:
+            bout.notes[GRAPH] = _NO_GPU
         everything, nothing = frozenset(range(streams)), frozenset[int]()
         whole = self._eager(references)
         outputs: dict[float, Tensor] = {}
@@ -175,10 +182,10 @@ class TowerBench:
                     batch = _Batch(_side(ours.graph), ours.update_ratio, refreshes)
                     bout.calls[batch] = self._call(ours, inputs, streams, refreshes)
 
-    def _prepare_compiled(self, bout: _Bout, inputs: Inputs, expected: Tensor) -> None:
+    def _prepare_compiled(self, bout: _Bout, inputs: Inputs, expected: Tensor) -> DenseRun | None:
         if self._compiled is None:
             bout.notes[COMPILED] = "left out"
-            return
+            return None
         self._progress.begin(f"compiling the dense tower, {_count(bout.streams, 'stream')}", None)
         run = compiled(self._compiled)
         try:
@@ -188,21 +195,21 @@ class TowerBench:
         except Exception as error:
             # Whatever a compiler stumbles over, the other sides can still be timed.
             bout.notes[COMPILED] = _one_line(error)
-            return
+            return None
         bout.calls[_Batch(COMPILED)] = lambda: run(inputs)
+        return run
 
-    def _prepare_graph(self, bout: _Bout, inputs: Inputs, expected: Tensor) -> None:
-        if not self._gpu:
-            bout.notes[GRAPH] = _NO_GPU
-            return
+    def _prepare_graph(
+        self, bout: _Bout, side: str, dense: DenseRun, inputs: Inputs, expected: Tensor
+    ) -> None:
         try:
-            run = graphed(self._tower.module, inputs)
-            self._require_same("the dense tower in a CUDA graph", run(inputs), expected)
+            run = graphed(dense, inputs)
+            self._require_same(f"the dense tower {side}", run(inputs), expected)
         except Exception as error:
             # A tower that waits for the GPU inside cannot be captured; each says so in its way.
-            bout.notes[GRAPH] = _one_line(error)
+            bout.notes[side] = _one_line(error)
             return
-        bout.calls[_Batch(GRAPH)] = lambda: run(inputs)
+        bout.calls[_Batch(side)] = lambda: run(inputs)
 
     def _call(
         self, ours: Ours, inputs: Inputs, streams: int, refreshes: int
@@ -346,10 +353,12 @@ class _Silence:
 
 def _dense_of(bout: _Bout) -> list[Dense]:
     found = []
-    for side in (EAGER, COMPILED, GRAPH):
+    for side in (EAGER, COMPILED, GRAPH, COMPILED_GRAPH):
         times = bout.seconds.get(_Batch(side), [])[: bout.rounds]
-        timing = _timing(times, bout.streams) if times else None
-        found.append(Dense(bout.streams, side, timing, bout.notes.get(side, "")))
+        if times:
+            found.append(Dense(bout.streams, side, _timing(times, bout.streams)))
+        elif side in bout.notes:
+            found.append(Dense(bout.streams, side, None, bout.notes[side]))
     return found
 
 
@@ -357,6 +366,10 @@ def _fastest(seconds: Mapping[_Batch, list[float]]) -> tuple[str, list[float]]:
     sides = {batch.side: times for batch, times in seconds.items() if not batch.ratio}
     best = min(sides, key=lambda side: Timing.of(sides[side]).median)
     return best, sides[best]
+
+
+def _on_gpu(tower: VisionTower) -> bool:
+    return tower.device.type == "cuda"
 
 
 def _side(graph: bool) -> str:

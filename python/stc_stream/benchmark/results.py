@@ -29,7 +29,7 @@ class Dense:
 
     Attributes:
         streams: how many.
-        side: "eager", "compiled" or "in a CUDA graph".
+        side: "eager", "compiled", "in a CUDA graph" or "compiled, in a CUDA graph".
         timing: None where it could not be timed.
         note: why it could not; empty where it was.
     """
