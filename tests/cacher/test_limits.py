@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cacher.conftest import Repeats
 
 import stc_kernels
 from stc_stream import CacherConfig, attach_cacher
+from stc_stream.cacher.graphs import GraphStore
 
 REFERENCE = 3 * 3 * 36 * 32 * 4
 """Bytes of one stream's reference: K, V and Δ of 3 layers, 36 tokens of 32 channels, float32."""
@@ -67,6 +69,44 @@ def test_bytes_hold_through_frames_of_several_sizes(make_tower, make_clip):
         with cacher.streams(["x", "x"]):
             ours = tower(large, interpolate_pos_encoding=True).last_hidden_state
         close(ours[0], dense[0])
+
+
+def test_bytes_hold_with_room_kept_for_graphs(make_tower, make_clip):
+    tower, clip = make_tower(), make_clip(8)
+    with attach_cacher(tower, CacherConfig(max_bytes=5 * REFERENCE, cuda_graph=True)) as cacher:
+        cacher._graphs = GraphStore(Repeats())
+        for count in (4, 5, 5, 5, 8):
+            with cacher.streams(range(count)):
+                features(tower, clip[:count])
+            assert cacher.stats.bytes <= 5 * REFERENCE
+        assert cacher._graphs.replays > 0
+
+
+def test_memory_given_back_in_inference_mode_is_written_outside_it(make_tower, make_clip):
+    tower, clip = make_tower(), make_clip(6)
+    dense = features(tower, clip)
+    small = clip[:1, :, :32, :32]
+    config = CacherConfig(refresh_interval=2, max_bytes=3 * REFERENCE)
+    with attach_cacher(tower, config) as cacher:
+        with torch.inference_mode():
+            with cacher.streams(["a", "b", "c"]):
+                tower(clip[:3])
+            cacher.reset("b")
+            with cacher.streams(["small"]):
+                tower(small, interpolate_pos_encoding=True)
+        with cacher.streams(["a", "c"]):
+            features(tower, clip[2:4])
+            close(features(tower, clip[4:]), dense[4:])
+
+
+def test_memory_is_free_once_no_stream_is_left(make_tower, make_clip):
+    tower, clip = make_tower(), make_clip(2)
+    with attach_cacher(tower) as cacher:
+        with cacher.streams(["a", "b"]):
+            features(tower, clip)
+        cacher.reset("a")
+        cacher.reset("b")
+        assert cacher.stats.bytes == 0
 
 
 def test_a_limit_below_one_reference_is_named(make_tower, make_clip):

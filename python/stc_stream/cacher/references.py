@@ -62,6 +62,15 @@ class LayerReferences:
         held = (self.key, self.value, self.delta)
         return held if self.scale is None else (*held, self.scale)
 
+    def some(self, slots: Sequence[int]) -> LayerReferences:
+        """Return copies of the references in ascending slots, without those it has no room for."""
+        index = torch.tensor([slot for slot in slots if slot < self.key.shape[0]])
+        index = index.to(self.key.device, torch.int64)
+        # A tensor made in inference mode could not be written outside it later.
+        with torch.inference_mode(False), torch.no_grad():
+            copies = [tensor.index_select(0, index) for tensor in self.tensors()]
+        return LayerReferences(*copies)
+
     def keys(self, index: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return keys to compare with and which of them each frame is held against.
 
@@ -229,24 +238,18 @@ class ReferencePool:
 
     def shrink(self) -> dict[int, int]:
         """Give back the memory of free slots; return where each slot that moved is now."""
-        free = sorted(self._free)
-        used = [slot for slot in range(self.slots) if slot not in set(free)]
-        if not free:
+        free = set(self._free)
+        used = [slot for slot in range(self.slots) if slot not in free]
+        if len(used) == self._room:
             return {}
-        moved = {slot: place for place, slot in enumerate(used) if slot != place}
         for number, layer in enumerate(self._layers):
             if layer is not None:
-                self._layers[number] = LayerReferences(
-                    layer.key[used],
-                    layer.value[used],
-                    layer.delta[used],
-                    None if layer.scale is None else layer.scale[used],
-                )
+                self._layers[number] = layer.some(used)
         self._depth = [self._depth[slot] for slot in used]
         self._free = []
         self._room = len(used)
         self.generation = next(_GENERATIONS)
-        return moved
+        return {slot: place for place, slot in enumerate(used) if slot != place}
 
     def _stored_keys(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
         if not self._int8:

@@ -191,6 +191,7 @@ class Streams:
         """Forget these streams."""
         for name in names:
             self._release(self._streams.pop(name))
+        self._drop_empty_pools()
 
     def clear(self) -> None:
         """Forget everything."""
@@ -259,6 +260,7 @@ class Streams:
                 del self._streams[name]
             else:
                 stream.frames, stream.phase = before
+        self._drop_empty_pools()
         self._end()
 
     def _end(self) -> None:
