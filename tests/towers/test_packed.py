@@ -112,6 +112,23 @@ def test_windows_that_are_made_anew_for_each_layer(family, tower, seed):
         assert_same(family.run(tower, frames), expected)
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda segments: segments[[0, -1]], "must end a segment at the end of each frame"),
+        (lambda segments: None, "must be called with cu_seqlens"),
+    ],
+)
+def test_attention_across_frames_is_refused(family, tower, seed, change, reason):
+    def across(module, args, kwargs):
+        return args, {**kwargs, "cu_seqlens": change(kwargs["cu_seqlens"])}
+
+    for layer in tower.blocks:
+        layer.register_forward_pre_hook(across, with_kwargs=True)
+    with attach_cacher(tower), pytest.raises(ValueError, match=reason):
+        family.run(tower, family.frames(["door"] * 2, seed))
+
+
 def test_grids_must_be_given(family, tower, seed):
     pixels = family.frames(["door"], seed)[0].pixels
     with attach_cacher(tower), pytest.raises(ValueError, match="grid_thw must be given"):

@@ -8,12 +8,20 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    BertConfig,
+    BertModel,
+    Blip2VisionConfig,
+    Blip2VisionModel,
+    Dinov2Config,
+    Dinov2Model,
     Siglip2VisionConfig,
     Siglip2VisionModel,
     SiglipTextConfig,
     SiglipTextModel,
     SiglipVisionConfig,
     SiglipVisionModel,
+    XCLIPVisionConfig,
+    XCLIPVisionModel,
 )
 
 from stc_stream.towers import read_tower
@@ -78,6 +86,18 @@ def test_several_towers_are_refused(inner):
             lambda: Siglip2VisionModel(Siglip2VisionConfig(**SHAPE, patch_size=8)),
             "NaFlex",
         ),
+        (
+            lambda: XCLIPVisionModel(XCLIPVisionConfig(**SHAPE, num_frames=2)),
+            "weights that are not read: message_fc in layer 0",
+        ),
+        (
+            lambda: Blip2VisionModel(Blip2VisionConfig(**SHAPE)),
+            "weights that are not read: qkv in layer 0",
+        ),
+        (
+            lambda: BertModel(BertConfig(**SHAPE, vocab_size=50)),
+            "no vision encoder was found",
+        ),
         (lambda: nn.Linear(3, 3), "no vision encoder was found"),
     ],
 )
@@ -107,3 +127,12 @@ def test_a_tower_without_layers(tower, inner):
 def test_what_is_no_module():
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module.* but is a Tensor"):
         read_tower(torch.zeros(3))
+
+
+@pytest.mark.parametrize("name", ["cls_token", "patch_embeddings.projection"])
+def test_a_missing_part_of_the_embeddings_is_named(name):
+    tower = Dinov2Model(Dinov2Config(**SHAPE, image_size=48, patch_size=8))
+    parent, _, last = f"embeddings.{name}".rpartition(".")
+    setattr(tower.get_submodule(parent), last, None)
+    with pytest.raises(TypeError, match=rf"has no .*embeddings\.{name}"):
+        read_tower(tower)

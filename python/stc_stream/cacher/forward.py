@@ -328,8 +328,12 @@ class Forward:
             )
         windows = None
         if call.segments is not None:
-            ends = [end - start for end in call.segments.tolist()]
-            windows = tuple(sorted({end for end in ends if 0 < end <= tokens}))
+            windows = _windows(call.segments.tolist(), start, tokens)
+        elif group.starts is not None:
+            raise ValueError(
+                "the layers of a tower of packed frames must be called with cu_seqlens, "
+                "but its encoder passes none"
+            )
         return Positions(tokens, cos, sin, windows)
 
     def _replay(self, x: Tensor, call: LayerCall) -> list[Tensor] | None:
@@ -491,6 +495,17 @@ def _asks_finite(
         ]
 
     return ask
+
+
+def _windows(segments: Sequence[int], start: int, tokens: int) -> tuple[int, ...]:
+    """Return where windows end in the frame that starts at `start`."""
+    ends = {end - start for end in segments}
+    if not {0, tokens} <= ends:
+        raise ValueError(
+            "cu_seqlens of the tower's layers must end a segment at the end of each frame, but "
+            "does not: layers that attend to several frames at once have no reference to reuse"
+        )
+    return tuple(sorted(end for end in ends if 0 < end <= tokens))
 
 
 def _with_prefix(table: Tensor, start: int, tokens: int, prefix: int, fill: float) -> Tensor:
