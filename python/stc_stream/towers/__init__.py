@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 from torch import nn
 
 from stc_stream.towers import clip, dinov2, dinov3, internvit, qwen_vl, siglip, timm_vit
-from stc_stream.towers.tower import Entry, Projection, Tower, TowerLayer, Unreadable
+from stc_stream.towers.tower import (
+    Entry,
+    Family,
+    Projection,
+    Tower,
+    TowerLayer,
+    Unreadable,
+)
 
-__all__ = ["FAMILIES", "Entry", "Projection", "Tower", "TowerLayer", "read_tower"]
+__all__ = [
+    "FAMILIES",
+    "Entry",
+    "Family",
+    "Projection",
+    "Tower",
+    "TowerLayer",
+    "Unreadable",
+    "read_tower",
+]
 
-FAMILIES: dict[str, ModuleType] = {
+FAMILIES: dict[str, Family] = {
     "SigLIP": siglip,
     "CLIP": clip,
     "DINOv2": dinov2,
@@ -20,7 +34,7 @@ FAMILIES: dict[str, ModuleType] = {
     "Qwen-VL": qwen_vl,
     "timm ViT": timm_vit,
 }
-"""The families that can be read, each by a module with two functions, `resembles` and `read`."""
+"""The families that can be read, by name; add to it to read another (docs/towers.md)."""
 
 
 def read_tower(model: nn.Module) -> Tower:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -155,6 +155,23 @@ class Tower:
     def width(self) -> int:
         """Channels a token (C)."""
         return self.layers[0].key.in_features
+
+
+class Family(Protocol):
+    """What reads the towers of a family: a module with these two functions, or an object."""
+
+    def resembles(self, module: nn.Module) -> bool:
+        """Say whether `module` itself, not one inside it, may be a tower of the family.
+
+        True for no tower of another family; and where a part is missing, so that `read` names it.
+        """
+
+    def read(self, module: nn.Module, path: str) -> Tower:
+        """Read a tower that resembles the family's, found at `path` in the model.
+
+        Raises:
+            Unreadable: a part is missing, or there is one too many.
+        """
 
 
 class Unreadable(Exception):
