@@ -80,7 +80,7 @@ def test_a_png_is_drawn(stc: Stc, tiny_model: Path, tmp_path: Path) -> None:
     figure = tmp_path / "f.png"
     options = ("--streams", 1, "--refresh-interval", 2, "--update-ratio", 0.5)
     assert stc("bench", "--model", tiny_model, *QUICK, *options, "--figure", figure).code == 0
-    assert Image.open(figure).size == (1200, 690)
+    assert Image.open(figure).size == (1350, 600)
 
 
 def test_the_first_layers_only_are_said_plainly(stc: Stc, tiny_model: Path, tmp_path: Path) -> None:

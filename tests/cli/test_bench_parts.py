@@ -322,8 +322,8 @@ def test_towers_have_their_models_sizes(name: str, sizes: tuple[int, ...]) -> No
     assert (tower.tokens, tower.width, GEOMETRIES[name].layers, tower.prefix_tokens) == sizes
     inputs = tower.batch(bench_clip(1).images)
     with torch.no_grad():
-        tokens = tower.frames_of(tower.module(**inputs).last_hidden_state)
-    assert tokens.shape == (1, tower.tokens + tower.prefix_tokens, tower.width)
+        tokens = tower.module(**inputs).last_hidden_state
+    assert tower.patches_of(tokens).shape == (1, tower.tokens, tower.width)
 
 
 def test_a_geometry_is_the_same_each_time_and_leaves_torchs_generator() -> None:

@@ -21,17 +21,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import SiglipVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionModel
 
 import stc_kernels
-from stc_stream.cacher import CacherConfig
+from stc_stream.cacher import CacherConfig, attach_cacher
 from stc_stream.comparison import StreamComparison, load_tower, summarise
 from stc_stream.pruner import PrunerConfig, TokenPruner
 from stc_stream.report.document import stream_schema
 from stc_stream.report.whole import write_whole
 from stc_stream.video import open_video
 
-from .conftest import Outcome
+from .conftest import TINY, Outcome
 
 Stc = Callable[..., Outcome]
 
@@ -114,6 +114,32 @@ def test_the_comparison_measures_what_a_plain_statement_does(
             assert view.similarity is not None
             assert numbers.cosine is not None
             assert 0.5 < numbers.cosine < 1 + 1e-5
+
+
+def test_a_class_token_is_no_patch(tmp_path: Path, sample: Path) -> None:
+    torch.manual_seed(4)
+    CLIPVisionModel(CLIPVisionConfig(**TINY)).save_pretrained(tmp_path)
+    tower = load_tower(str(tmp_path), device="cpu")
+    plain = load_tower(str(tmp_path), device="cpu")
+    assert (tower.tokens, tower.prefix_tokens) == (16, 1)
+    with StreamComparison(tower, CacherConfig(0.25, 3)) as comparison:
+        results = [comparison.step(frame) for frame in open_video(sample, frames=3)]
+        fidelity = comparison.fidelity
+    copy = load_tower(str(tmp_path), device="cpu")
+    with attach_cacher(copy.module, CacherConfig(0.25, 3)):
+        for result in results:
+            numbers = result.numbers
+            assert numbers.tokens_recomputed == pytest.approx(16 if numbers.refreshed else 4)
+            assert result.view.recomputed.shape == (4, 4)
+            pixels = plain.batch([result.view.image])["pixel_values"]
+            patches = [
+                tower.module(pixels, output_hidden_states=True).hidden_states[1][:, 1:]
+                for tower in (plain, copy)
+            ]
+            cosine = torch.cosine_similarity(*patches, dim=-1).mean().item()
+            assert fidelity is not None
+            assert fidelity.layers[0][numbers.age] == pytest.approx(cosine, abs=1e-6)
+            assert not numbers.refreshed or numbers.cosine == pytest.approx(1, abs=1e-5)
 
 
 def test_ratio_one_is_dense(tiny_model: Path, sample: Path) -> None:

@@ -313,20 +313,16 @@ class TowerBench:
             refreshed = frozenset({0} if age == 0 else ())
             with watch_layers(self._read) as layers:
                 tokens = self._eager(inputs)
-                dense = self._patches([*layers.take(), tokens])
+                dense = [self._tower.patches_of(each) for each in (*layers.take(), tokens)]
             for each in ours:
                 with watch_layers(each.cacher.tower) as layers:
                     tokens = each.run(inputs, 1, refreshed)
-                    found = cosines(self._patches([*layers.take(), tokens]), dense)
+                    outputs = (*layers.take(), tokens)
+                found = cosines([self._tower.patches_of(x) for x in outputs], dense)
                 tallies[each.update_ratio].add(age, found[:-1], found[-1])
             self._progress.step()
         results = {ratio: tally.result() for ratio, tally in tallies.items()}
         return tuple(RatioFidelity(ratio, f) for ratio, f in results.items() if f is not None)
-
-    def _patches(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """Return tokens without prefix."""
-        tower = self._tower
-        return [tower.frames_of(each)[:, tower.prefix_tokens :] for each in tokens]
 
     def _frames(self, streams: int, age: int) -> Inputs:
         """Return a frame of each stream: streams look at other parts of the clip."""

@@ -122,7 +122,11 @@ class StreamComparison:
             else _layer_mean(recording.layers, lambda x: x.similarity()[0, first:])
         )
         cosine = F.cosine_similarity(dense[0].float(), compressed[0].float(), dim=-1)
-        self._tally.add(self._age, cosines(compressed_layers, dense_layers), float(cosine.mean()))
+        layers = (
+            [self.tower.patches_of(tokens) for tokens in each]
+            for each in (compressed_layers, dense_layers)
+        )
+        self._tally.add(self._age, cosines(*layers), float(cosine.mean()))
         numbers = FrameNumbers(
             index=frame.index,
             time=frame.time,
@@ -154,7 +158,7 @@ class StreamComparison:
 
     def _features(self, pixels: Tensor) -> Tensor:
         tokens: Tensor = self.tower.module(**self.tower.inputs(pixels)).last_hidden_state
-        return self.tower.frames_of(tokens)[:, self.tower.prefix_tokens :]
+        return self.tower.patches_of(tokens)
 
     def _dense(self, pixels: Tensor) -> Tensor:
         with self._cacher.paused():

@@ -116,12 +116,11 @@ class VisionTower:
         """Return what the module is called with for pictures, uint8 [H, W, 3] each."""
         return self.inputs(torch.cat([self.pixel_values(self.square(image)) for image in images]))
 
-    def frames_of(self, tokens: Tensor) -> Tensor:
-        """Return tokens of the module's output or of a layer as [F, T, C], prefix included."""
-        if self.packing is None:
-            return tokens
-        frames: Tensor = tokens.unflatten(0, (-1, self.tokens))
-        return frames
+    def patches_of(self, tokens: Tensor) -> Tensor:
+        """Return tokens of the module's output, or of a layer's, as [F, T, C] without prefix."""
+        frames = tokens if self.packing is None else tokens.unflatten(0, (-1, self.tokens))
+        patches: Tensor = frames[:, self.prefix_tokens :]
+        return patches
 
 
 def build_tower(

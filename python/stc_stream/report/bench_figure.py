@@ -31,9 +31,10 @@ def write_figure(run: BenchRun, path: Path) -> None:
         OSError: it cannot be written.
     """
     with rc_context(_STYLE):
-        figure = Figure(figsize=(8, 4.6), layout="constrained")
+        figure = Figure(figsize=(9, 4), layout="constrained")
         FigureCanvasAgg(figure)
         _draw(figure.add_subplot(), run)
+        figure.legend(loc="outside right upper", frameon=False, fontsize=9)
         metadata = {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(path, dpi=150, metadata=metadata)
 
@@ -65,7 +66,6 @@ def _draw(axes: Axes, run: BenchRun) -> None:
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
     layers = f"first {run.tower.layers} of {run.whole_layers} layers, "
     axes.set_title(
         f"{run.tower.name}, {layers if run.tower.layers < run.whole_layers else ''}"
