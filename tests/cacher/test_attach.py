@@ -234,6 +234,26 @@ def test_hooks_see_every_layer(make_tower, make_clip):
     assert seen == [(1, 36, 32)] * 6
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("place", ["after", "before"])
+def test_hooks_that_write_in_place_are_followed(make_tower, make_clip, mode, place):
+    tower, clip = make_tower(), make_clip(6)
+    first, second = tower.encoder.layers[:2]
+
+    def change(how):
+        if place == "after":
+            return first.register_forward_hook(lambda module, inputs, output: how(output))
+        return second.register_forward_pre_hook(lambda module, inputs: how(inputs[0]))
+
+    outputs = []
+    for how in (lambda tokens: tokens.flip(-1), lambda tokens: tokens.copy_(tokens.flip(-1))):
+        hook = change(how)
+        with mode(), attach_cacher(tower):
+            outputs.append(torch.cat([tower(frame[None]).last_hidden_state for frame in clip]))
+        hook.remove()
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-5, atol=1e-5)
+
+
 def test_what_an_attached_tower_cannot_do(make_tower, make_clip):
     tower, clip = make_tower(attention_dropout=0.1), make_clip(2)
     x = torch.randn(2, 36, 32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from cacher.conftest import Repeats
@@ -14,7 +16,7 @@ GRAPHS = {"cuda_graph": True}
 
 def attach(tower, config, backend, most=16):
     cacher = attach_cacher(tower, config)
-    cacher._graphs = GraphStore(backend, most)
+    cacher._graphs = GraphStore(backend, most) if config.cuda_graph else None
     return cacher
 
 
@@ -58,17 +60,37 @@ def test_hidden_states_and_hooks_are_intact(make_tower, make_clip):
     close(torch.cat(seen), dense[2])
 
 
-def test_tokens_changed_between_layers_are_what_the_next_runs_on(make_tower, make_clip):
-    tower, clip = make_tower(), make_clip(6)
-    hook = tower.encoder.layers[0].register_forward_hook(lambda m, i, o: o * 1.5)
-    config = CacherConfig(update_ratio=1.0, refresh_interval=2, **GRAPHS)
-    with torch.no_grad():
-        dense = tower(clip).last_hidden_state
-        with attach(tower, config, Repeats()) as cacher:
-            ours = torch.cat([tower(frame[None]).last_hidden_state for frame in clip])
-            assert cacher._graphs.replays > 0
-    hook.remove()
-    close(ours, dense)
+def replaced(module, inputs, output):
+    return output.flip(-1)
+
+
+def written(module, inputs, output):
+    output.copy_(output.flip(-1))
+
+
+@pytest.mark.parametrize("change", [replaced, written])
+@pytest.mark.parametrize("after", [0, 5])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_tokens_changed_between_layers_run_eagerly(make_tower, make_clip, change, after, mode):
+    tower, clip = make_tower(), make_clip(36)
+    results, warned = [], []
+    for graph in (False, True):
+        config = CacherConfig(refresh_interval=3, cuda_graph=graph)
+        backend = Repeats()
+        with mode(), attach(tower, config, backend if graph else None) as cacher:
+            outputs = []
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
+                for number, batch in enumerate(clip.split(4)):
+                    if number == after:
+                        hook = tower.encoder.layers[0].register_forward_hook(change)
+                    outputs.append(tower(batch).last_hidden_state)
+            hook.remove()
+            results.append((torch.cat(outputs), cacher.stats))
+    close(results[1][0], results[0][0])
+    assert results[1][1] == results[0][1]
+    assert (backend.captures > 0) == (after > 0)
+    assert [str(each.message).count("changes their tokens") for each in warned] == [1]
 
 
 def test_new_weights_and_new_streams_are_captured_anew(make_tower, make_clip):

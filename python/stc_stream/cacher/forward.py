@@ -134,29 +134,31 @@ class Forward:
         self._groups: list[_Group] | None = None
         self._depth = 0
         self._output: Tensor | None = None
+        self._writes = 0
         self._replayed: list[Tensor] | None = None
 
     def layer(self, number: int, args: tuple[object, ...], kwargs: dict[str, object]) -> Tensor:
         """Run a layer, as the encoder calls it."""
-        call = LayerCall.read(args, kwargs)
+        # Tensors made in inference mode do not count what is written to them, by hooks say.
+        with torch.inference_mode(False), torch.no_grad():
+            return self._layer(number, LayerCall.read(args, kwargs))
+
+    def _layer(self, number: int, call: LayerCall) -> Tensor:
         x = call.hidden
         if self._groups is None:
             # Patch embeddings come transposed, which every layer after would pay for.
             x = x.contiguous()
             self._groups = self._begin(x)
             self._replayed = self._replay(x, call)
-        elif x is not self._output:
-            # Something between the layers made other tokens of them.
-            self._replayed = None
-            for group in self._groups:
-                group.normed = None
+        elif x is not self._output or _writes(x) != self._writes:
+            self._take_changed()
         self._check_depth(number)
         if self._replayed is not None:
             output = self._replayed[number]
         else:
             output = self._run(number, x, call)
         self._depth = max(self._depth, number + 1)
-        self._output = output
+        self._output, self._writes = output, _writes(output)
         return output
 
     @property
@@ -270,6 +272,14 @@ class Forward:
             step=config.budget_step(patches),
         )
 
+    def _take_changed(self) -> None:
+        """Run on tokens that something between the layers has changed."""
+        self._replayed = None
+        for group in self._groups or ():
+            group.normed = None
+        if self._graphs is not None:
+            self._graphs.refuse("something between the tower's layers changes their tokens")
+
     def _check_depth(self, number: int) -> None:
         for group in self._groups or ():
             if group.plan.depth is not None and number >= group.plan.depth:
@@ -358,7 +368,12 @@ class Forward:
         tables = () if positions.cos is None else (positions.cos, positions.sin)
         plan.pool.allocate()
         weights = tuple(projection.version() for projection in self._projections)
-        key = (plan.kind, plan.pool.generation, sizes, weights)
+        # Under new hooks a batch runs eagerly once, which shows whether they change the tokens.
+        hooks = tuple(
+            (*layer.module._forward_pre_hooks, *layer.module._forward_hooks)
+            for layer in self._tower.layers
+        )
+        key = (plan.kind, plan.pool.generation, sizes, weights, hooks)
 
         def work(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
             return self._all_layers(plan, sizes, inputs)
@@ -469,6 +484,11 @@ def _pair(rotary: object) -> tuple[Tensor, Tensor]:
         f"position_embeddings of the tower's layers must be a tuple of cos and sin, "
         f"but is a {type(rotary).__name__}"
     )
+
+
+def _writes(tokens: Tensor) -> int:
+    """Return how often tokens were written in place; inference tensors do not tell."""
+    return 0 if tokens.is_inference() else tokens._version
 
 
 def finite_frames(frames: Tensor) -> Tensor:
