@@ -470,8 +470,8 @@ class Forward:
                 flags.append(None)
                 continue
             rows = [group.plan.refresh[place] for place in group.plan.written]
-            frames = group.take(output)
-            flags.append(finite_frames(frames if len(rows) == len(frames) else frames[rows]))
+            frames = Rows(rows, output.device).take(group.take(output))
+            flags.append(finite_frames(frames))
         return flags
 
 
