@@ -147,8 +147,11 @@ class Cacher:
         if isinstance(names, str) or not isinstance(names, Sequence):
             raise TypeError(f"streams must be a list of one name a row, but is {names!r}")
         for name in names:
-            if not isinstance(name, Hashable):
-                raise TypeError(f"streams must hold hashable names, but holds {name!r}")
+            try:
+                hash(name)
+            except TypeError:
+                message = f"streams must hold hashable names, but holds {name!r}"
+                raise TypeError(message) from None
         with self._scoped(streams=tuple(names)):
             yield
 
@@ -296,10 +299,12 @@ class Cacher:
         """Have the device finish the last forward first, which threads may run on other queues."""
         if self._last_forward is not None:
             self._last_forward.wait()
-        yield
-        if self.tower.layers[0].key.weight.is_cuda:
-            self._last_forward = torch.cuda.Event()
-            self._last_forward.record()
+        try:
+            yield
+        finally:
+            if self.tower.layers[0].key.weight.is_cuda:
+                self._last_forward = torch.cuda.Event()
+                self._last_forward.record()
 
     def _run_layer(self, number: int, *args: Any, **kwargs: Any) -> Any:
         scope = self._scope()
