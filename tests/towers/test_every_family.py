@@ -62,6 +62,20 @@ def test_relatives_are_read_as_well(family, tower, frames):
             assert_close(family.run(tower, frames), dense)
 
 
+LLAVA = [each for each in FAMILIES if each.name.startswith("LLaVA")]
+
+
+@pytest.mark.parametrize("family", LLAVA, ids=lambda family: family.name)
+def test_a_list_of_images_is_frames_of_one_stream(family, tower, frames):
+    images = [frame.pixels for frame in frames]
+    with torch.no_grad(), attach_cacher(tower) as cacher:
+        singly = torch.cat(tower(images))
+        assert (cacher.stats.frames, cacher.stats.refreshes) == (6, 2)
+        cacher.reset()
+        batch = tower(torch.stack(images))
+    torch.testing.assert_close(singly, batch, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("interval", [1, 3])
 def test_everything_recomputed_is_dense(family, tower, frames, interval):
     dense = family.run(tower, frames)
