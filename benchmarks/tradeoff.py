@@ -1,12 +1,14 @@
 """What STC costs in closeness to dense, at which latency, and what else could be had for it.
 
     python -m benchmarks.tradeoff --save benchmarks/results/NAME-tradeoff
-    python -m benchmarks.tradeoff --draw benchmarks/results/NAME-tradeoff.json  # figures only
+    python -m benchmarks.tradeoff --retime benchmarks/results/NAME-tradeoff.json  # latency again
+    python -m benchmarks.tradeoff --draw benchmarks/results/NAME-tradeoff.json    # figures again
 
 Runs the sample clip through a tower dense, with a Cacher over N and r, with whole frames skipped
 (the last refreshed output again), and with tokens merged within the frame (`benchmarks/tome.py`).
-All take turns frame by frame in one process; latencies are medians over the frames, as a ratio to
-dense. Writes NAME.json, NAME.md and the figures of docs/tradeoff.md.
+Then times a few frames each way, in turns in one process: a refresh and a selective frame as a
+ratio to dense, medians of the frames' own ratios. Writes NAME.json, NAME.md and the figures of
+docs/tradeoff.md. Closeness is the same on a busy machine; for latency, `--retime` on an idle one.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,8 @@ class Row:
     Attributes:
         kind: "dense", "stc", "skip", "merge", "int8", "threshold" or "change".
         settings: what it was run with.
-        latency: time a frame over the dense tower's, over a whole cycle.
+        whole: time of a frame computed whole over a dense one's.
+        selective: time of any other frame over a dense one's.
         cosines: of each frame's features to the dense ones, mean over its patches.
         refreshes: frames that were computed whole.
         recomputed: share of a frame's tokens that were computed, mean over frames and layers.
@@ -57,10 +60,18 @@ class Row:
 
     kind: str
     settings: dict[str, Any]
-    latency: float
+    whole: float
+    selective: float
     cosines: tuple[float, ...]
     refreshes: int
     recomputed: float
+
+    @property
+    def latency(self) -> float:
+        """Time a frame over the dense tower's, over the whole clip."""
+        frames = len(self.cosines)
+        rest = frames - self.refreshes
+        return (self.refreshes * self.whole + rest * self.selective) / frames
 
     @property
     def mean(self) -> float:
@@ -100,6 +111,24 @@ class Tradeoff:
         return next(row for row in self.of("stc") if row.settings == wanted)
 
 
+@dataclass(frozen=True)
+class Times:
+    """What the ways take, whatever their refresh interval.
+
+    Attributes:
+        dense_ms: milliseconds a dense frame, median.
+        ratios: for each way, the time of a frame computed whole and of any other over dense.
+    """
+
+    dense_ms: float
+    ratios: dict[str, tuple[float, float]]
+
+    def put_in(self, row: Row) -> Row:
+        """Return a row with its times."""
+        whole, selective = self.ratios.get(_key(row.kind, row.settings), (1.0, 0.0))
+        return replace(row, whole=whole, selective=selective)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure or redraw; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tradeoff", description=__doc__)
@@ -110,25 +139,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--save", type=Path, metavar="PREFIX", help="write PREFIX.json, PREFIX.md")
+    parser.add_argument("--retime", type=Path, metavar="FILE.json", help="only time it again")
     parser.add_argument("--draw", type=Path, metavar="FILE.json", help="only draw what was kept")
     parser.add_argument("--figures", type=Path, default=FIGURES, metavar="DIR")
     options = parser.parse_args(arguments)
     if options.draw is not None:
         draw(load(options.draw), options.figures)
         return 0
+    kept = None if options.retime is None else load(options.retime)
     where = {"device": options.device, "dtype": options.dtype}
     try:
         if options.model is not None:
             tower = load_tower(options.model, **where)
         else:
-            tower = build_tower(options.tower, layers=options.layers, **where)
+            layers = options.layers if kept is None else kept.about["layers"]
+            tower = build_tower(options.tower, layers=layers, **where)
     except (ModelError, ValueError) as error:
         print(f"tradeoff: {error}", file=sys.stderr)
         return 2
-    found = measure(tower, options.frames, lambda words: print(words, file=sys.stderr))
+    if kept is not None and kept.about["tower"] != tower.name:
+        what = f"{options.retime} is of {kept.about['tower']}, not of {tower.name}"
+        print(f"tradeoff: {what}: choose --tower or --model", file=sys.stderr)
+        return 2
+    found = kept or measure(tower, options.frames, lambda words: print(words, file=sys.stderr))
+    found = timed(found, tower)
     print(markdown(found))
-    if options.save is not None:
-        save(found, options.save)
+    prefix = options.save if kept is None else options.retime.with_suffix("")
+    if prefix is not None:
+        save(found, prefix)
         draw(found, options.figures)
     return 0
 
@@ -137,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(
     tower: VisionTower, frames: int | None = None, tell: Callable[[str], object] = str
 ) -> Tradeoff:
-    """Run the clip every way.
+    """Run the clip every way, and see how close each stays to dense.
 
     Args:
         tower: whose frames are not packed.
@@ -145,32 +183,24 @@ def measure(
         tell: told how it gets on.
     """
     clip = bench_clip(frames)
-    ways = _ways(tower)
+    ways = [way for interval in INTERVALS for way in _at(tower, interval)]
     settings = {"refresh_interval": 4, "update_ratio": 0.25}
-    twins = [
-        _CacherWay("int8", settings, tower, CacherConfig(0.25, 4, reference_keys=keys), record=True)
-        for keys in ("full", "int8")
-    ]
+    full = _CacherWay("", settings, tower, CacherConfig(0.25, 4), record=True)
+    config = CacherConfig(0.25, 4, reference_keys="int8")
+    int8 = _CacherWay("int8", settings, tower, config, record=True)
     same: list[list[float]] = []
-    dense_seconds: list[float] = []
     for number, image in enumerate(clip.images):
         inputs = tower.batch([image])
-        if number == 0:
-            for way in (*ways, *twins):
-                way.warm_up(inputs)
-        dense, seconds = _timed(tower, partial(_dense, tower, inputs))
-        dense_seconds.append(seconds)
-        for way in ways:
+        dense = _dense(tower, inputs)
+        for way in (*ways, full, int8):
             way.step(number, inputs, dense)
-        for twin in twins:
-            twin.step(number, inputs, dense)
         if number % 4:
-            same.append(_same_choice(tower, *(twin.recording for twin in twins)))
+            same.append(_same_choice(tower, full.recording, int8.recording))
         tell(f"frame {number + 1} of {len(clip.images)}")
-    usual = statistics.median(dense_seconds)
     count = len(clip.images)
-    rows = [Row("dense", {}, 1.0, (1.0,) * count, count, 1.0)]
-    rows += [way.row(usual) for way in (*ways, twins[1])]
+    rows = [Row("dense", {}, 1.0, 0.0, (1.0,) * count, count, 1.0)]
+    rows += [way.row() for way in (*ways, int8)]
+    order = ("dense", "stc", "int8", "threshold", "change", "skip", "merge")
     return Tradeoff(
         about={
             "tower": tower.name,
@@ -178,14 +208,49 @@ def measure(
             "layers": tower.layers,
             "tokens": tower.tokens,
             "clip": clip.name,
-            "frames": len(clip.images),
-            "machine": machine(tower),
-            "versions": dict(versions()),
+            "frames": count,
         },
-        dense_ms=1e3 * usual,
-        rows=tuple(rows),
+        dense_ms=0.0,
+        rows=tuple(sorted(rows, key=lambda row: order.index(row.kind))),
         same_choice=tuple(statistics.mean(layer) for layer in zip(*same, strict=True)),
     )
+
+
+@torch.no_grad()
+def timed(found: Tradeoff, tower: VisionTower, frames: int = 9) -> Tradeoff:
+    """Return the trade-off with its latencies, of this machine as it is now.
+
+    Args:
+        found: from `measure`.
+        tower: the same tower.
+        frames: how many are timed each way, in turns.
+    """
+    images = bench_clip(frames + 1).images
+    ways = [way for way in _at(tower, 4, every=True) if not isinstance(way, _SkipWay)]
+    ways.append(_CacherWay("int8", {"refresh_interval": 4, "update_ratio": 0.25}, tower,
+                           CacherConfig(0.25, 4, reference_keys="int8")))  # fmt: skip
+    seconds: list[float] = []
+    ratios: dict[str, dict[bool, list[float]]] = {way.key: {} for way in ways}
+    for number, image in enumerate(images):
+        inputs = tower.batch([image])
+        _, dense = _clocked(tower, partial(_dense, tower, inputs))
+        seconds.append(dense)
+        for way in ways:
+            # Frame 0 warms up; the next is a refresh again.
+            if number == 1:
+                way.reset()
+            _, taken = _clocked(tower, partial(way.run, number, inputs))
+            sort = way.whole(number)
+            if number:
+                ratios[way.key].setdefault(sort, []).append(taken / dense)
+    medians = {
+        key: tuple(statistics.median(sorts.get(sort, [0.0])) for sort in (True, False))
+        for key, sorts in ratios.items()
+    }
+    times = Times(1e3 * statistics.median(seconds[1:]), medians)
+    about = {**found.about, "machine": machine(tower), "versions": dict(versions())}
+    rows = tuple(times.put_in(row) for row in found.rows)
+    return replace(found, about=about, dense_ms=times.dense_ms, rows=rows)
 
 
 def save(found: Tradeoff, prefix: Path) -> None:
@@ -193,7 +258,7 @@ def save(found: Tradeoff, prefix: Path) -> None:
     content = asdict(found)
     for row in content["rows"]:
         row["cosines"] = [round(value, 6) for value in row["cosines"]]
-        row |= {name: float(f"{row[name]:.4g}") for name in ("latency", "recomputed")}
+        row |= {name: float(f"{row[name]:.4g}") for name in ("whole", "selective", "recomputed")}
     prefix.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1, ensure_ascii=False)
     prefix.with_name(prefix.name + ".json").write_text(text + "\n", encoding="utf-8")
@@ -225,10 +290,8 @@ def markdown(found: Tradeoff) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in found.rows:
-        # Its choices were noted, which takes time of its own.
-        latency = "—" if row.kind == "int8" else f"{row.latency:.2f}"
         lines.append(
-            f"| {label(row)} | {latency} | {row.mean:.4f} | {row.worst:.4f} | "
+            f"| {label(row)} | {row.latency:.2f} | {row.mean:.4f} | {row.worst:.4f} | "
             f"{row.refreshes} | {row.recomputed:.0%} |"
         )
     if found.same_choice:
@@ -296,44 +359,35 @@ class _Way:
         self.kind = kind
         self.settings = settings
         self.tower = tower
+        self.refreshes = 0
         self.cosines: list[float] = []
-        self.seconds: list[tuple[bool, float]] = []
 
-    def warm_up(self, inputs: dict[str, Tensor]) -> None:
-        self.run(0, inputs)
+    @property
+    def key(self) -> str:
+        return _key(self.kind, self.settings)
 
     def step(self, number: int, inputs: dict[str, Tensor], dense: Tensor) -> None:
-        tokens, seconds = _timed(self.tower, lambda: self.run(number, inputs))
-        self.cosines.append(_cosine(self.tower, tokens, dense))
-        self.seconds.append((self.whole(number), seconds))
+        """Run a frame, and see how close it is to dense."""
+        self.cosines.append(_cosine(self.tower, self.run(number, inputs), dense))
+        self.refreshes += self.whole(number)
 
     def run(self, number: int, inputs: dict[str, Tensor]) -> Tensor:
         raise NotImplementedError
 
+    def reset(self) -> None:
+        """Begin anew."""
+
     def whole(self, number: int) -> bool:
-        """Say whether the frame that has just run was computed whole."""
+        """Say whether the frame that has just run was computed whole; asked once a frame."""
         return False
 
     def recomputed(self) -> float:
         """Return the share of tokens that were computed."""
-        return 1.0
+        raise NotImplementedError
 
-    def latency(self, dense: float) -> float:
-        """Return seconds a frame over the dense tower's: medians of both sorts, by their number."""
-        parts = [[s for whole, s in self.seconds if whole is sort] for sort in (True, False)]
-        total = sum(len(part) * statistics.median(part) for part in parts if part)
-        return total / len(self.seconds) / dense
-
-    def row(self, dense: float) -> Row:
-        refreshes = sum(whole for whole, _ in self.seconds)
-        return Row(
-            self.kind,
-            self.settings,
-            self.latency(dense),
-            tuple(self.cosines),
-            refreshes,
-            self.recomputed(),
-        )
+    def row(self) -> Row:
+        cosines = tuple(self.cosines)
+        return Row(self.kind, self.settings, 0.0, 0.0, cosines, self.refreshes, self.recomputed())
 
 
 class _CacherWay(_Way):
@@ -349,15 +403,8 @@ class _CacherWay(_Way):
         self._module = shared_copy(tower.module)
         self._cacher: Cacher = attach_cacher(self._module, config)
         self._record = record
+        self._seen = 0
         self.recording = Recording()
-
-    def warm_up(self, inputs: dict[str, Tensor]) -> None:
-        with self._cacher.streams(["warm"]):
-            self.run(0, inputs)
-            self.run(0, inputs)
-        self._cacher.reset("warm")
-        self._start = self._cacher.stats
-        self._refreshes = self._start.refreshes
 
     def run(self, number: int, inputs: dict[str, Tensor]) -> Tensor:
         tokens: Tensor
@@ -368,14 +415,16 @@ class _CacherWay(_Way):
             tokens = self._module(**inputs).last_hidden_state
         return tokens
 
+    def reset(self) -> None:
+        self._cacher.reset()
+
     def whole(self, number: int) -> bool:
-        before, self._refreshes = self._refreshes, self._cacher.stats.refreshes
-        return self._refreshes > before
+        before, self._seen = self._seen, self._cacher.stats.refreshes
+        return self._seen > before
 
     def recomputed(self) -> float:
-        now, start = self._cacher.stats, self._start
-        computed = now.tokens_recomputed - start.tokens_recomputed
-        return computed / (computed + now.tokens_reused - start.tokens_reused)
+        stats = self._cacher.stats
+        return stats.tokens_recomputed / (stats.tokens_recomputed + stats.tokens_reused)
 
 
 class _SkipWay(_Way):
@@ -385,23 +434,17 @@ class _SkipWay(_Way):
         super().__init__("skip", {"refresh_interval": interval}, tower)
         self._interval = interval
 
-    def warm_up(self, inputs: dict[str, Tensor]) -> None:
-        pass
-
     def step(self, number: int, inputs: dict[str, Tensor], dense: Tensor) -> None:
         if self.whole(number):
             self._kept = dense
+            self.refreshes += 1
         self.cosines.append(_cosine(self.tower, self._kept, dense))
-        self.seconds.append((self.whole(number), 0.0))
 
     def whole(self, number: int) -> bool:
         return number % self._interval == 0
 
     def recomputed(self) -> float:
-        return sum(whole for whole, _ in self.seconds) / len(self.seconds)
-
-    def latency(self, dense: float) -> float:
-        return self.recomputed()
+        return self.refreshes / len(self.cosines)
 
 
 class _MergeWay(_Way):
@@ -418,23 +461,31 @@ class _MergeWay(_Way):
         return self._merged.share
 
 
-def _ways(tower: VisionTower) -> list[_Way]:
+def _at(tower: VisionTower, interval: int, every: bool = False) -> list[_Way]:
+    """Return the ways with a refresh interval; `every`: all kinds, else each at its own."""
     ways: list[_Way] = []
-    for interval in INTERVALS:
-        for ratio in RATIOS:
-            settings = {"refresh_interval": interval, "update_ratio": ratio}
-            ways.append(_CacherWay("stc", settings, tower, CacherConfig(ratio, interval)))
-    ways += [_SkipWay(tower, interval) for interval in INTERVALS]
-    ways += [_MergeWay(tower, merged) for merged in MERGED]
-    for threshold in THRESHOLDS:
-        settings = {"refresh_interval": 4, "threshold": threshold}
-        config = CacherConfig(1.0, 4, threshold=threshold)
-        ways.append(_CacherWay("threshold", settings, tower, config))
-    for change in CHANGES:
-        settings = {"refresh_interval": 8, "update_ratio": 0.25, "refresh_on_change": change}
-        config = CacherConfig(0.25, 8, refresh_on_change=change)
-        ways.append(_CacherWay("change", settings, tower, config))
+    for ratio in RATIOS:
+        settings = {"refresh_interval": interval, "update_ratio": ratio}
+        ways.append(_CacherWay("stc", settings, tower, CacherConfig(ratio, interval)))
+    ways.append(_SkipWay(tower, interval))
+    if every or interval == 4:
+        ways += [_MergeWay(tower, merged) for merged in MERGED]
+        for threshold in THRESHOLDS:
+            settings = {"refresh_interval": interval, "threshold": threshold}
+            config = CacherConfig(1.0, interval, threshold=threshold)
+            ways.append(_CacherWay("threshold", settings, tower, config))
+    if every or interval == 8:
+        for change in CHANGES:
+            settings = {"refresh_interval": interval, "update_ratio": 0.25}
+            settings["refresh_on_change"] = change
+            config = CacherConfig(0.25, interval, refresh_on_change=change)
+            ways.append(_CacherWay("change", settings, tower, config))
     return ways
+
+
+def _key(kind: str, settings: dict[str, Any]) -> str:
+    rest = {name: value for name, value in settings.items() if name != "refresh_interval"}
+    return json.dumps([kind, rest], sort_keys=True)
 
 
 def _dense(tower: VisionTower, inputs: dict[str, Tensor]) -> Tensor:
@@ -456,7 +507,7 @@ def _cosine(tower: VisionTower, tokens: Tensor, dense: Tensor) -> float:
     return float(F.cosine_similarity(one, other, dim=-1).mean())
 
 
-def _timed(tower: VisionTower, run: Callable[[], Tensor]) -> tuple[Tensor, float]:
+def _clocked(tower: VisionTower, run: Callable[[], Tensor]) -> tuple[Tensor, float]:
     wait = torch.cuda.synchronize if tower.device.type == "cuda" else _nothing
     wait()
     start = time.perf_counter()

@@ -115,7 +115,7 @@ def test_merging_nothing_is_dense(seed: int) -> None:
 
 def test_every_way_is_measured_and_what_is_kept_is_read_back(seed: int, tmp_path) -> None:
     tower = make(seed)
-    found = tradeoff.measure(tower, 10)
+    found = tradeoff.timed(tradeoff.measure(tower, 10), tower, 5)
     assert {row.kind for row in found.rows} == {
         "dense", "stc", "skip", "merge", "threshold", "change", "int8"
     }  # fmt: skip
@@ -151,23 +151,36 @@ def test_every_way_is_measured_and_what_is_kept_is_read_back(seed: int, tmp_path
     assert kept_rows.stc(4, 0.25).mean == pytest.approx(row.mean, abs=1e-5)
     page = (tmp_path / "t.md").read_text()
     assert "| STC, N=4, r=0.25 |" in page and "| skipping, N=8 |" in page
+    # A refresh is a dense frame with more to do; what is skipped costs nothing.
+    assert found.of("dense")[0].latency == 1.0
+    assert by_skipping.latency == pytest.approx(0.3)
+    assert all(each.selective > 0 for each in found.rows if each.kind not in ("dense", "skip"))
+    assert row.whole > 0 and found.dense_ms > 0
+    assert row.whole == found.stc(8, 0.25).whole
     assert tradeoff.main(["--draw", str(tmp_path / "t.json"), "--figures", str(tmp_path)]) == 0
     for name in ("tradeoff-heat.svg", "tradeoff.svg", "scene-cut.svg"):
         assert ElementTree.parse(tmp_path / name).getroot().tag.endswith("svg")
 
 
-def test_latency_is_of_a_whole_cycle(seed: int) -> None:
+def test_latency_is_of_the_whole_clip() -> None:
+    row = tradeoff.Row("stc", {}, 1.2, 0.4, (1.0,) * 10, 3, 0.5)
+    assert row.latency == pytest.approx((3 * 1.2 + 7 * 0.4) / 10)
+
+
+def test_what_was_kept_is_timed_again(seed: int, tmp_path, capsys, monkeypatch) -> None:
     tower = make(seed)
-    way = tradeoff._MergeWay(tower, 2)
-    # Of either sort the median counts, so that one slow frame does not.
-    way.seconds = [(number % 4 == 0, 2.0 if number % 4 == 0 else 0.5) for number in range(12)]
-    way.seconds[0], way.seconds[1] = (True, 9.0), (False, 9.0)
-    assert way.latency(dense=2.0) == pytest.approx((3 * 2.0 + 9 * 0.5) / 12 / 2.0)
-    skipping = tradeoff._SkipWay(tower, 4)
-    tokens = torch.ones(1, 16, 32)
-    for number in range(6):
-        skipping.step(number, {}, tokens)
-    assert skipping.latency(dense=2.0) == pytest.approx(2 / 6)
+    monkeypatch.setattr(tradeoff, "build_tower", lambda *_, **__: tower)
+    found = tradeoff.measure(tower, 5)
+    tradeoff.save(tradeoff.timed(found, tower, 3), tmp_path / "t")
+    before = tradeoff.load(tmp_path / "t.json")
+    arguments = ["--retime", str(tmp_path / "t.json"), "--figures", str(tmp_path)]
+    assert tradeoff.main(arguments) == 0
+    after = tradeoff.load(tmp_path / "t.json")
+    assert [row.cosines for row in after.rows] == [row.cosines for row in before.rows]
+    assert after.dense_ms != before.dense_ms
+    tradeoff.save(tradeoff.replace(before, about={**before.about, "tower": "x"}), tmp_path / "t")
+    assert tradeoff.main(arguments) == 2
+    assert "is of x, not of tiny" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line(capsys, tmp_path) -> None:
