@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import copy
 import functools
 import gc
@@ -364,3 +365,16 @@ def test_streams_are_not_forgotten_inside_a_forward(what, make_tower, make_clip)
         hook.remove()
         tower(make_clip(1))
         assert cacher.stats.frames == 1
+
+
+def test_no_forward_inside_a_forward_from_a_fresh_context_either(make_tower, make_clip):
+    tower, clip = make_tower(), make_clip(2)
+    with attach_cacher(tower) as cacher:
+        hook = tower.encoder.layers[0].register_forward_hook(
+            lambda module, args, output: contextvars.Context().run(tower, clip) and None
+        )
+        with pytest.raises(RuntimeError, match="called again from inside its own forward"):
+            tower(clip)
+        hook.remove()
+        tower(clip)
+        assert cacher.stats.frames == 2

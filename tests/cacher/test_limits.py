@@ -208,3 +208,42 @@ def test_what_overflows_inside_the_tower_is_not_held(make_tower, make_clip):
         assert (cacher.stats.rejected, cacher.stats.refreshes) == (1, 2)
         features(tower, clip[2:])
         assert cacher.stats.refreshes == 2
+
+
+def test_frames_of_another_shape_but_as_many_tokens_start_anew(make_tower, make_clip):
+    tower = make_tower()
+    square = make_clip(2)
+    wide = torch.nn.functional.interpolate(square, (32, 72))
+    with torch.no_grad(), attach_cacher(tower, CacherConfig(refresh_interval=100)) as cacher:
+        tower(square)
+        with cacher.paused():
+            dense = tower(wide, interpolate_pos_encoding=True).last_hidden_state
+        ours = tower(wide, interpolate_pos_encoding=True).last_hidden_state
+        assert (cacher.stats.refreshes, cacher.stats.restarts) == (2, 1)
+    close(ours[0], dense[0])
+
+
+def test_streams_without_references_are_limited_too(make_tower, make_clip):
+    tower, clip = make_tower(), make_clip(1)
+    config = CacherConfig(refresh_interval=1, max_streams=3)
+    with attach_cacher(tower, config) as cacher:
+        for name in range(20):
+            with cacher.streams([name]):
+                features(tower, clip)
+        assert (cacher.stats.streams, cacher.stats.evictions) == (3, 17)
+
+
+def test_streams_that_went_for_a_batch_that_failed_are_counted(make_tower, make_clip):
+    tower, clip = make_tower(), make_clip(2)
+    with attach_cacher(tower, CacherConfig(max_streams=1)) as cacher:
+        with cacher.streams(["a"]):
+            features(tower, clip[:1])
+
+        def fail(module, inputs):
+            raise KeyboardInterrupt
+
+        hook = tower.encoder.layers[2].register_forward_pre_hook(fail)
+        with pytest.raises(KeyboardInterrupt), cacher.streams(["b"]):
+            features(tower, clip[1:])
+        hook.remove()
+        assert (cacher.stats.streams, cacher.stats.evictions, cacher.stats.frames) == (0, 1, 1)

@@ -106,6 +106,7 @@ class Cacher:
         self.tower = tower
         self._lock = threading.RLock()
         self._last_forward: torch.cuda.Event | None = None
+        self._running = False
         self._recomputed = 0
         self._reused = 0
         self._projections = tuple(
@@ -121,7 +122,7 @@ class Cacher:
         self._graphs = GraphStore() if config.cuda_graph else None
         self._patches = self._patch()
         watches = config.refresh_on_change is not None or _watches_change(config)
-        self._pixels = PixelWatch(tower.embedding) if watches else None
+        self._pixels = PixelWatch(tower.embedding, keep=watches)
 
     @property
     def stats(self) -> CacherStats:
@@ -205,8 +206,7 @@ class Cacher:
                 patch.undo()
             self._patches = ()
             self._streams.clear()
-            if self._pixels is not None:
-                self._pixels.remove()
+            self._pixels.remove()
             if self._graphs is not None:
                 self._graphs.clear()
             for projection in self._projections:
@@ -272,6 +272,9 @@ class Cacher:
             return densely(*args, **kwargs)
         grids = self._check(signature, args, kwargs)
         with self._lock, torch.no_grad(), self._in_turn():
+            # The lock lets its own thread in, and a fresh context does not know of the forward.
+            if self._running:
+                raise RuntimeError("the tower was called again from inside its own forward")
             forward = Forward(
                 self.tower,
                 self.config,
@@ -283,12 +286,15 @@ class Cacher:
                 self._graphs,
                 scope.recording,
             )
+            self._running = True
             try:
                 with self._scoped(forward=forward, within=densely):
                     output = densely(*args, **kwargs)
             except BaseException:
                 forward.roll_back()
                 raise
+            finally:
+                self._running = False
             forward.commit()
             self._recomputed += forward.computed
             self._reused += forward.tokens - forward.computed

@@ -1,9 +1,9 @@
-"""How much of a frame changed since its reference, told from pixels before the tower runs."""
+"""What a frame's pixels tell before the layers run: its size, and how much of it changed."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,22 +14,38 @@ CHANGED = 0.25
 
 
 class PixelWatch:
-    """Remembers the pixels that the patch embedding of a tower was last given in this thread.
+    """Remembers what the patch embedding of a tower was last given in this thread.
 
     Args:
         embedding: the tower's projection of patches: a Conv2d over frames, or any module over
             patches that come one after the other.
+        keep: whether to remember the pixels, not their size alone.
     """
 
-    def __init__(self, embedding: nn.Module) -> None:
+    def __init__(self, embedding: nn.Module, keep: bool) -> None:
+        self.keeps = keep
         self._patch = embedding.kernel_size if isinstance(embedding, nn.Conv2d) else None
         self._last = threading.local()
-        self._hook = embedding.register_forward_pre_hook(self._remember)
+        disable: Callable[..., Callable[..., None]] = torch.compiler.disable
+        self._hook = embedding.register_forward_pre_hook(disable(self._remember))
 
     def remove(self) -> None:
         """Stop watching."""
         self._hook.remove()
         self._last = threading.local()
+
+    def grid(self, patches: int) -> tuple[int, int] | None:
+        """Return rows and columns of the batch's frames; None: the embedding does not tell.
+
+        Args:
+            patches: how many a frame has.
+        """
+        size: tuple[int, ...] | None = getattr(self._last, "size", None)
+        self._last.size = None
+        if size is None or self._patch is None:
+            return None
+        rows, columns = (side // patch for side, patch in zip(size, self._patch, strict=True))
+        return (rows, columns) if rows * columns == patches else None
 
     def take(self, sizes: Sequence[int]) -> list[Tensor]:
         """Return the pixels of each frame of the batch, as `changes` compares them.
@@ -72,4 +88,6 @@ class PixelWatch:
         return (~(patches <= CHANGED * contrast)).float().mean()
 
     def _remember(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._last.pixels = inputs[0].detach() if inputs else None
+        self._last.size = tuple(inputs[0].shape[-2:]) if inputs else None
+        if self.keeps:
+            self._last.pixels = inputs[0].detach() if inputs else None

@@ -34,8 +34,8 @@ class CacherConfig:
         stagger: let streams refresh in turn: a stream's second refresh comes early, so that not
             all refresh in the same batch; after it, every `refresh_interval` frames.
         policy: decides which frames are computed whole, in place of `refresh_interval`.
-        max_streams: hold references of at most so many streams; the one not seen for longest is
-            forgotten for another. None: of all.
+        max_streams: know at most so many streams; the one not seen for longest is forgotten for
+            another. None: all.
         max_bytes: hold at most so many bytes of references, likewise.
         reference_keys: "full" holds reference keys as they are; "int8" in 8 bits with a scale a
             token. They only rank the tokens.

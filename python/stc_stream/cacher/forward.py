@@ -105,7 +105,7 @@ class Forward:
         projections: of queries and values, a layer each.
         names: gives the stream of each frame, told how many there are.
         grids: rows and columns of each frame, where frames are packed; None: they are not.
-        pixels: remembers the frames' pixels; None: changes are not watched.
+        pixels: remembers the frames' size, and their pixels where changes are watched.
         graphs: captured batches; None: everything runs eagerly.
         recording: takes what each layer did; None: nothing does.
     """
@@ -118,7 +118,7 @@ class Forward:
         projections: Sequence[QueryValueProjection],
         names: Callable[[int], Sequence[Hashable]],
         grids: Sequence[Grid] | None,
-        pixels: PixelWatch | None,
+        pixels: PixelWatch,
         graphs: GraphStore | None,
         recording: Recording | None,
     ) -> None:
@@ -194,14 +194,14 @@ class Forward:
             )
         kinds, starts = self._kinds(x)
         pixels = None
-        if self._pixels is not None:
+        if self._pixels.keeps:
             prefix = self._tower.prefix_tokens
             pixels = self._pixels.take([kind.tokens - prefix for kind in kinds])
         frames = Frames(
             kinds,
             _asks_finite(x, kinds, starts),
             pixels,
-            None if self._pixels is None else self._pixels.changes,
+            self._pixels.changes,
         )
         plans = self._streams.plan(self._names(len(kinds)), frames)
         return [
@@ -228,7 +228,8 @@ class Forward:
             )
         rest = (x.dtype, projected, device)
         if self._grids is None:
-            return [FrameKind(x.shape[1], x.shape[2], None, *rest)] * x.shape[0], None
+            grid = self._pixels.grid(x.shape[1] - self._tower.prefix_tokens)
+            return [FrameKind(x.shape[1], x.shape[2], grid, *rest)] * x.shape[0], None
         kinds = [FrameKind(h * w, x.shape[1], (h, w), *rest) for h, w in self._grids]
         starts = [0]
         for kind in kinds:
@@ -256,7 +257,7 @@ class Forward:
                 if rows
             ),
             pool=plan.pool,
-            written=plan.written,
+            places=_places(plan.written, device),
             destinations=index_tensor(plan.destinations, device) if plan.written else None,
             records=None if self._recording is None else [],
         )
@@ -420,7 +421,6 @@ class Forward:
                 if rows
             ),
             pool=plan.pool,
-            written=tuple(range(kept)),
             destinations=destinations if kept else None,
         )
         cos, sin = tables or (None, None)
@@ -526,6 +526,13 @@ def _windows(segments: Sequence[int], start: int, tokens: int) -> tuple[int, ...
             "does not: layers that attend to several frames at once have no reference to reuse"
         )
     return tuple(sorted(end for end in ends if 0 < end <= tokens))
+
+
+def _places(written: Sequence[int], device: torch.device) -> Tensor | None:
+    # The first so many need no copy, and no index that a graph would have to hold.
+    if list(written) == list(range(len(written))):
+        return None
+    return index_tensor(written, device)
 
 
 def _with_prefix(table: Tensor, start: int, tokens: int, prefix: int, fill: float) -> Tensor:

@@ -109,8 +109,8 @@ class Batch:
         refresh: rows computed whole; None: none.
         selective: the other rows, by source of references.
         pool: where references are kept.
-        written: for each new reference, its place among the refresh rows.
-        destinations: the slot in the pool of each, int64; None: there are none.
+        destinations: the slot in the pool of each new reference, int64; None: there are none.
+        places: where each is among the refresh rows, int64; None: they are the first so many.
         records: takes a `LayerRecord` a layer; None when nothing records.
         computed: tokens computed so far, over all layers that ran.
     """
@@ -121,8 +121,8 @@ class Batch:
     refresh: Rows | None
     selective: tuple[Selective, ...]
     pool: ReferencePool
-    written: tuple[int, ...] = ()
     destinations: Tensor | None = None
+    places: Tensor | None = None
     records: list[LayerRecord] | None = None
     computed: int = 0
 
@@ -215,7 +215,9 @@ def run_layer(
 
     if batch.refresh is not None:
         # Only rows that another row or another batch is held against need the sum.
-        needed = any(not group.stored for group in batch.selective) or bool(batch.written)
+        needed = (
+            any(not group.stored for group in batch.selective) or batch.destinations is not None
+        )
         if needed:
             branches = (_split(attended, parts)[0], _split(expanded, parts)[0])
             parts[0].delta = torch.add(*branches).to(x.dtype)
@@ -228,7 +230,7 @@ def run_layer(
     # Last, since a slot may be one that another row of this batch was held against.
     if batch.destinations is not None:
         left = Refreshed(parts[0].key, parts[0].value, parts[0].delta)
-        batch.pool.write(number, left, batch.written, batch.destinations)
+        batch.pool.write(number, left, batch.places, batch.destinations)
     return output, normed
 
 

@@ -20,7 +20,7 @@ class FrameKind(NamedTuple):
     Attributes:
         tokens: tokens a frame, prefix included (T).
         channels: channels a token (C).
-        grid: rows and columns of patches, where frames of several sizes are packed; None: one.
+        grid: rows and columns of patches; None: not told.
         dtype: of the tokens.
         projected_dtype: of queries, keys and values.
         device: where they are.
@@ -195,22 +195,21 @@ class ReferencePool:
         for layer in range(len(self._layers)):
             self._writable(layer)
 
-    def write(self, layer: int, refresh: Refreshed, places: Sequence[int], slots: Tensor) -> None:
+    def write(self, layer: int, refresh: Refreshed, places: Tensor | None, slots: Tensor) -> None:
         """Keep what refresh rows left in a layer.
 
         Args:
             layer: number of the layer.
             refresh: what they left.
-            places: which of its rows are kept.
-            slots: where each goes, int64 [len(places)] on the pool's device.
+            places: which of its rows are kept, int64; None: the first so many.
+            slots: where each goes, int64 on the pool's device.
         """
         references = self._writable(layer)
         rows = (refresh.key, refresh.value, refresh.delta)
-        # The first so many need no copy, and no index that a graph would have to hold.
-        if list(places) == list(range(len(places))):
-            kept = Refreshed(*(tensor[: len(places)] for tensor in rows))
+        if places is None:
+            kept = Refreshed(*(tensor[: slots.shape[0]] for tensor in rows))
         else:
-            kept = Refreshed(*(tensor[list(places)] for tensor in rows))
+            kept = Refreshed(*(tensor.index_select(0, places) for tensor in rows))
         key, scale = self._stored_keys(kept.key)
         references.key.index_copy_(0, slots, key)
         if references.scale is not None and scale is not None:

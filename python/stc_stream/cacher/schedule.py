@@ -260,6 +260,8 @@ class Streams:
                 del self._streams[name]
             else:
                 stream.frames, stream.phase = before
+        # Streams that had to go are gone all the same.
+        self.counts = self.counts.plus(evictions=self._batch.evictions)
         self._drop_empty_pools()
         self._end()
 
@@ -272,6 +274,7 @@ class Streams:
         stream = self._streams.get(name)
         self._undo.setdefault(name, None if stream is None else (stream.frames, stream.phase))
         if stream is None:
+            self._make_place()
             stream = self._streams[name] = Stream(phase=self._phase())
         self._streams.move_to_end(name)
         if stream.kept and stream.pool is not draft.pool:
@@ -332,24 +335,29 @@ class Streams:
             stream.pool, stream.slot = pool, pool.acquire()
         stream.pixels = None if pixels is None else pixels.clone()
 
+    def _make_place(self) -> None:
+        """Forget streams until another may be known."""
+        most = self._config.max_streams
+        while most is not None and len(self._streams) >= most:
+            self._evict(next(iter(self._streams)))
+
     def _make_room(self, stream: Stream, size: int) -> None:
-        streams, limit = self._config.max_streams, self._config.max_bytes
-        if limit is not None and size > limit:
+        """Forget streams until another reference of this size may be held."""
+        limit = self._config.max_bytes
+        if limit is None:
+            return
+        if size > limit:
             raise ValueError(
                 f"max_bytes must be at least {size}, one reference of these frames, but is {limit}"
             )
-        holders = sum(other.in_use for other in self._pools.values())
-        held = 0 if limit is None else sum(map(_held, self._streams.values()))
-        for name in tuple(self._streams):
-            full = streams is not None and holders >= streams
-            heavy = limit is not None and held + size > limit
-            if not full and not heavy:
-                break
+        held = sum(map(_held, self._streams.values()))
+        for name in tuple(self._streams) if held + size > limit else ():
             other = self._streams[name]
             if other is not stream and other.kept:
-                holders -= 1
                 held -= _held(other)
                 self._evict(name)
+            if held + size <= limit:
+                break
 
     def _evict(self, name: Hashable) -> None:
         stream = self._streams.pop(name)
