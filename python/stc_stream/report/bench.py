@@ -70,14 +70,15 @@ def dense_table(run: BenchRun) -> Table:
 def settings_table(run: BenchRun) -> Table:
     """Return every setting, held against the fastest dense side at its number of streams."""
     headings = ["streams", "N", "r", "selective", "cycle", "worst", "× dense", "of cap"]
-    table = _table("with STC, ms a frame: median (least)", [*headings, ""])
+    graphs = any(setting.graph for setting in run.settings)
+    headings += ["", *(["graph"] if graphs else [])]
+    table = _table("with STC, ms a frame: median (least)", headings)
     before = None
     for setting in run.settings:
         if before not in (None, (setting.streams, setting.graph)):
             table.add_section()
         before = (setting.streams, setting.graph)
         style = {"wins": "green", "loses": "bold red", "even": "yellow"}[setting.outcome]
-        words = f"{setting.outcome}, graph" if setting.graph else setting.outcome
         table.add_row(
             str(setting.streams),
             str(setting.refresh_interval),
@@ -87,7 +88,8 @@ def settings_table(run: BenchRun) -> Table:
             _ms(setting.worst_batch_ms),
             f"{setting.times_faster:.2f}",
             f"{setting.percent_of_cap:.0f}%",
-            Text(words, style=style),
+            Text(setting.outcome, style=style),
+            *(["yes" if setting.graph else "no"] if graphs else []),
         )
     return table
 
@@ -172,7 +174,9 @@ def bench_schema() -> dict[str, Any]:
 
 
 def _table(title: str, headings: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1)
+    )
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
