@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.results import Result, Results, from_runs
@@ -74,7 +75,7 @@ def table(results: Results) -> Table:
     for number, heading in enumerate(_HEAD):
         shown.add_column(heading, justify="left" if number < 2 else "right")
     for row in rows(results):
-        shown.add_row(*row)
+        shown.add_row(*map(escape, row))
     return shown
 
 

@@ -121,7 +121,7 @@ def test_a_run_becomes_a_table_a_page_and_a_curve(part: str, tmp_path, capsys) -
     run, prefix, figure = run_file(tmp_path, part), tmp_path / "kept" / "p", tmp_path / "f.svg"
     arguments = [part, "--runs", str(run), "--save", str(prefix), "--figure", str(figure)]
     assert tower_report.main(arguments) == 0
-    assert "selective_frames_of_streams" in capsys.readouterr().out
+    assert "selective_frames_of_streams[float32-" in capsys.readouterr().out
     page = (tmp_path / "kept" / "p.md").read_text()
     assert "| T, 2 layers, float32 |" in page
     assert "| 3.00 | 2.90 | 3.24 | 66.7% |" in page
