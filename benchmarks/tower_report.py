@@ -152,13 +152,17 @@ def _row(result: Result) -> tuple[str, ...]:
     return (
         result.name,
         about["tower"].replace("torch.", ""),
-        f"{1e3 * result.sides['dense'].median:.4g}",
-        f"{1e3 * result.ours:.4g}",
+        _ms(result.sides["dense"].median),
+        _ms(result.ours),
         f"{ratio:.2f}",
         f"{about['times_faster_of_minima']:.2f}",
         f"{about['cap']:.2f}",
         f"{1 - 1 / ratio:.1%}",
     )
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f}" if seconds >= 1 else f"{1e3 * seconds:.4g}"
 
 
 def _title(results: Results) -> str:

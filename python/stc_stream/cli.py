@@ -329,7 +329,8 @@ def bench(
     chosen = context.get_parameter_source("tower") is not click.core.ParameterSource.DEFAULT
     if model is not None and chosen:
         _fail("--tower and --model exclude each other: give one of them")
-    _require_modules("stc bench", ["transformers", *(["matplotlib"] if figure else [])])
+    needed = [*(["PIL"] if model else []), *(["matplotlib"] if figure else []), "transformers"]
+    _require_modules("stc bench", needed)
     _check_outputs(None, document)
     _check_figure(figure, document)
     _kernels()

@@ -185,6 +185,24 @@ def test_missing_packages_are_named(stc: Stc, monkeypatch: pytest.MonkeyPatch) -
     assert "stc bench needs packages that are not installed (matplotlib)" in outcome.err
 
 
+def test_without_a_decoder_a_scene_is_drawn(tiny_model: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, importlib.util\n"
+        "gone = ('av', 'matplotlib', 'jinja2')\n"
+        "sys.modules.update(dict.fromkeys(gone))\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda n, *r: None if n in gone else find(n, *r)\n"
+        "from stc_stream.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", code, "bench", "--model", str(tiny_model), "--no-compile",
+               "--rounds", "1", "--streams", "1", "--json", str(tmp_path / "n.json")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "frames of a synthetic scene that drifts" in done.stdout
+    jsonschema.validate(json.loads((tmp_path / "n.json").read_text()), bench_schema())
+
+
 def test_ctrl_c_leaves_what_there_is(tiny_model: Path, tmp_path: Path) -> None:
     document = tmp_path / "numbers.json"
     code = (
