@@ -4,8 +4,9 @@
     python -m benchmarks.tower_report streams --save benchmarks/results/NAME-streams
 
 `frames` times SigLIP-so400m, CLIP-L and Qwen2-VL, one stream and eight, selective frames and whole
-cycles; `streams` times a frame of SigLIP-so400m over 1 to 64 streams and draws the curve. Arguments
-after `--` go to pytest (`-- -k clip`). `--runs` makes the files anew from what was kept.
+cycles; `streams` times a frame of SigLIP-base's first layer over 1 to 64 streams and draws the
+curve. Arguments after `--` go to pytest (`-- -k clip`). `--runs` makes the files anew from what was
+kept.
 """
 
 from __future__ import annotations
