@@ -44,7 +44,7 @@ def make_tower(request: pytest.FixtureRequest, device: str) -> Make:
 def test_selective_frame(benchmark, make_tower: Make, name: str):
     """One stream, a frame at a time, after its refresh; all layers."""
     tower = make_tower(name, GEOMETRIES[name].layers)
-    with attach_cacher(tower.module, CacherConfig(RATIO, NEVER)) as cacher:
+    with attach_cacher(tower.module, CacherConfig.paper(RATIO, NEVER)) as cacher:
         compare(benchmark, tower, cacher, clip(tower, 1), rounds=5)
 
 
@@ -53,7 +53,7 @@ def test_selective_frame(benchmark, make_tower: Make, name: str):
 def test_cycle(benchmark, make_tower: Make, name: str, interval: int):
     """One stream, a frame at a time: a refresh frame and the selective ones that follow it."""
     tower = make_tower(name, 8)
-    with attach_cacher(tower.module, CacherConfig(RATIO, interval)) as cacher:
+    with attach_cacher(tower.module, CacherConfig.paper(RATIO, interval)) as cacher:
         compare(benchmark, tower, cacher, clip(tower, interval), rounds=5)
 
 
@@ -61,7 +61,7 @@ def test_cycle(benchmark, make_tower: Make, name: str, interval: int):
 def test_selective_frames_of_eight_streams(benchmark, make_tower: Make, name: str):
     """Eight streams, a frame of each at a time, after their refresh."""
     tower = make_tower(name, 4)
-    with attach_cacher(tower.module, CacherConfig(RATIO, NEVER)) as cacher:
+    with attach_cacher(tower.module, CacherConfig.paper(RATIO, NEVER)) as cacher:
         compare(benchmark, tower, cacher, clip(tower, 1, streams=8), rounds=5)
 
 
@@ -70,7 +70,7 @@ def test_selective_frames_of_eight_streams(benchmark, make_tower: Make, name: st
 def test_cycle_of_eight_streams(benchmark, make_tower: Make, name: str, interval: int):
     """Eight streams, a frame of each at a time, refreshed in turn: a whole cycle of batches."""
     tower = make_tower(name, 2)
-    config = CacherConfig(RATIO, interval, stagger=True)
+    config = CacherConfig.paper(RATIO, interval, stagger=True)
     with attach_cacher(tower.module, config) as cacher:
         compare(benchmark, tower, cacher, clip(tower, interval, streams=8), rounds=3)
 
@@ -79,7 +79,7 @@ def test_cycle_of_eight_streams(benchmark, make_tower: Make, name: str, interval
 def test_selective_frames_of_streams(benchmark, make_tower: Make, streams: int):
     """A layer of SigLIP-base, so many streams, a frame of each at a time: what a frame costs."""
     tower = make_tower("siglip-base", 1)
-    with attach_cacher(tower.module, CacherConfig(RATIO, NEVER)) as cacher:
+    with attach_cacher(tower.module, CacherConfig.paper(RATIO, NEVER)) as cacher:
         compare(benchmark, tower, cacher, clip(tower, 1, streams=streams), rounds=5)
 
 

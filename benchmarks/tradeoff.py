@@ -185,8 +185,8 @@ def measure(
     clip = bench_clip(frames)
     ways = [way for interval in INTERVALS for way in _at(tower, interval)]
     settings = {"refresh_interval": 4, "update_ratio": 0.25}
-    full = _CacherWay("", settings, tower, CacherConfig(0.25, 4), record=True)
-    config = CacherConfig(0.25, 4, reference_keys="int8")
+    full = _CacherWay("", settings, tower, CacherConfig.paper(0.25, 4), record=True)
+    config = CacherConfig.paper(0.25, 4, reference_keys="int8")
     int8 = _CacherWay("int8", settings, tower, config, record=True)
     same: list[list[float]] = []
     for number, image in enumerate(clip.images):
@@ -228,7 +228,7 @@ def timed(found: Tradeoff, tower: VisionTower, frames: int = 9) -> Tradeoff:
     images = bench_clip(frames + 1).images
     ways = [way for way in _at(tower, 4, every=True) if not isinstance(way, _SkipWay)]
     ways.append(_CacherWay("int8", {"refresh_interval": 4, "update_ratio": 0.25}, tower,
-                           CacherConfig(0.25, 4, reference_keys="int8")))  # fmt: skip
+                           CacherConfig.paper(0.25, 4, reference_keys="int8")))  # fmt: skip
     seconds: list[float] = []
     ratios: dict[str, dict[bool, list[float]]] = {way.key: {} for way in ways}
     for number, image in enumerate(images):
@@ -466,13 +466,13 @@ def _at(tower: VisionTower, interval: int, every: bool = False) -> list[_Way]:
     ways: list[_Way] = []
     for ratio in RATIOS:
         settings = {"refresh_interval": interval, "update_ratio": ratio}
-        ways.append(_CacherWay("stc", settings, tower, CacherConfig(ratio, interval)))
+        ways.append(_CacherWay("stc", settings, tower, CacherConfig.paper(ratio, interval)))
     ways.append(_SkipWay(tower, interval))
     if every or interval == 4:
         ways += [_MergeWay(tower, merged) for merged in MERGED]
         for threshold in THRESHOLDS:
             settings = {"refresh_interval": interval, "threshold": threshold}
-            config = CacherConfig(1.0, interval, threshold=threshold)
+            config = CacherConfig.paper(1.0, interval, threshold=threshold)
             ways.append(_CacherWay("threshold", settings, tower, config))
     if every or interval == 8:
         for change in CHANGES:

@@ -67,7 +67,7 @@ def test_a_pass_is_a_cycle_of_every_stream(family: str, interval: int, streams: 
     torch.manual_seed(seed)
     tower, watch, rounds = make(family), Stopwatch(), 2
     batches = bench.clip(tower, 1 if interval == bench.NEVER else interval, streams)
-    config = CacherConfig(bench.RATIO, interval, stagger=streams > 1)
+    config = CacherConfig.paper(bench.RATIO, interval, stagger=streams > 1)
     with attach_cacher(tower.module, config) as cacher:
         bench.compare(watch, tower, cacher, batches, rounds)
         stats = cacher.stats
@@ -86,7 +86,7 @@ def test_wrong_results_are_refused(seed: int) -> None:
     torch.manual_seed(seed)
     tower = make("siglip")
     batches = bench.clip(tower, 1)
-    with attach_cacher(tower.module, CacherConfig(bench.RATIO, bench.NEVER)) as cacher:
+    with attach_cacher(tower.module, CacherConfig.paper(bench.RATIO, bench.NEVER)) as cacher:
         with torch.no_grad():
             bench.check(tower, cacher, batches)
 

@@ -125,7 +125,7 @@ def test_every_way_is_measured_and_what_is_kept_is_read_back(seed: int, tmp_path
     # By hand: a Cacher over the clip, and the last refreshed output again.
     copy = shared_copy(tower.module)
     stc, skipped = [], []
-    with attach_cacher(copy, CacherConfig(0.25, 4)) as cacher:
+    with attach_cacher(copy, CacherConfig.paper(0.25, 4)) as cacher:
         for number, image in enumerate(bench_clip(10).images):
             inputs = tower.batch([image])
             dense = tower.module(**inputs).last_hidden_state

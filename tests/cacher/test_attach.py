@@ -28,21 +28,21 @@ def attributes(tower):
 def test_detached_the_tower_is_as_it_was(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(3)
     dense, before, state = features(tower, clip), attributes(tower), list(tower.state_dict())
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         assert list(tower.state_dict()) == state
         assert not torch.equal(features(tower, clip), dense)
     assert attributes(tower) == before
     assert torch.equal(features(tower, clip), dense)
     assert (cacher.stats.streams, cacher.stats.bytes) == (0, 0)
     cacher.detach()
-    with attach_cacher(tower):
+    with attach_cacher(tower, CacherConfig.paper()):
         features(tower, clip)
 
 
 def test_an_error_inside_the_block_detaches(make_tower, make_clip):
     tower = make_tower()
     before = attributes(tower)
-    with pytest.raises(ZeroDivisionError), attach_cacher(tower):
+    with pytest.raises(ZeroDivisionError), attach_cacher(tower, CacherConfig.paper()):
         raise ZeroDivisionError
     assert attributes(tower) == before
 
@@ -51,10 +51,10 @@ def test_two_towers_side_by_side(make_tower, make_clip, seed):
     first, second = make_tower(), make_tower(seed=seed + 1)
     clip = make_clip(3)
     dense = features(second, clip)
-    with attach_cacher(first) as cacher:
+    with attach_cacher(first, CacherConfig.paper()) as cacher:
         ours = features(first, clip)
         assert torch.equal(features(second, clip), dense)
-        with attach_cacher(second, CacherConfig(refresh_interval=1)) as other:
+        with attach_cacher(second, CacherConfig.paper(refresh_interval=1)) as other:
             torch.testing.assert_close(features(second, clip), dense, rtol=1e-5, atol=1e-5)
             with cacher.streams(["a"] * 3), other.paused():
                 assert torch.equal(features(first, clip), ours)
@@ -78,7 +78,7 @@ def test_a_whole_model_is_searched_for_its_tower(make_clip):
     words = torch.randint(0, 60, (3, 9))
     with torch.no_grad():
         text = model.get_text_features(words).pooler_output
-        with attach_cacher(model) as cacher:
+        with attach_cacher(model, CacherConfig.paper()) as cacher:
             model(input_ids=words, pixel_values=make_clip(3))
             assert torch.equal(model.get_text_features(words).pooler_output, text)
     assert cacher.tower.path == "vision_model"
@@ -87,7 +87,10 @@ def test_a_whole_model_is_searched_for_its_tower(make_clip):
 
 def test_a_second_cacher_is_refused(make_tower):
     tower = make_tower()
-    with attach_cacher(tower), pytest.raises(ValueError, match="has a Cacher already"):
+    with (
+        attach_cacher(tower, CacherConfig.paper()),
+        pytest.raises(ValueError, match="has a Cacher already"),
+    ):
         attach_cacher(nn.ModuleDict({"vision": tower}))
 
 
@@ -95,10 +98,10 @@ def test_other_patches_are_not_run_over(make_tower, make_clip):
     tower = make_tower()
     tower.encoder.layers[1].forward = lambda x, *_, **__: x
     with pytest.raises(TypeError, match=r"layer 1 .* forward of its own"):
-        attach_cacher(tower)
+        attach_cacher(tower, CacherConfig.paper())
     assert "forward" not in vars(tower.encoder)
     del tower.encoder.layers[1].forward
-    cacher = attach_cacher(tower)
+    cacher = attach_cacher(tower, CacherConfig.paper())
     ours = tower.encoder.forward
     tower.encoder.forward = lambda *_: None
     with pytest.raises(RuntimeError, match="replaced after the Cacher"):
@@ -111,7 +114,7 @@ def test_a_method_put_back_by_hand_is_no_patch(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(2)
     layer = tower.encoder.layers[1]
     layer.forward = type(layer).forward.__get__(layer)
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         features(tower, clip)
     assert cacher.stats.frames == 2
     assert layer.forward == type(layer).forward.__get__(layer)
@@ -127,7 +130,7 @@ def test_an_encoder_patched_before_stays_patched(make_tower, make_clip):
         return plain(*args, **kwargs)
 
     tower.encoder.forward = counted
-    with attach_cacher(tower):
+    with attach_cacher(tower, CacherConfig.paper()):
         features(tower, clip)
     assert calls == [1]
     assert tower.encoder.forward is counted
@@ -142,7 +145,7 @@ def test_what_transformers_forgot_around_a_layer_is_no_patch(make_tower, make_cl
 def wrapped(*args, **kwargs):
     return plain(*args, **kwargs)
 """
-    with attach_cacher(tower):
+    with attach_cacher(tower, CacherConfig.paper()):
         layer = tower.encoder.layers[1]
         names = {"__name__": "transformers.utils", "functools": functools, "plain": layer.forward}
         exec(source, names)
@@ -153,14 +156,17 @@ def wrapped(*args, **kwargs):
 
 def test_an_attached_tower_cannot_be_copied(make_tower):
     tower = make_tower()
-    with attach_cacher(tower), pytest.raises(TypeError, match="detach the Cacher first"):
+    with (
+        attach_cacher(tower, CacherConfig.paper()),
+        pytest.raises(TypeError, match="detach the Cacher first"),
+    ):
         copy.deepcopy(tower)
     copy.deepcopy(tower)
 
 
 def test_nothing_keeps_a_dropped_tower_alive(make_tower, make_clip):
     tower = make_tower()
-    cacher = attach_cacher(tower)
+    cacher = attach_cacher(tower, CacherConfig.paper())
     with cacher.streams(["a"] * 2):
         features(tower, make_clip(2))
     gone = weakref.ref(tower.encoder)
@@ -173,7 +179,7 @@ def test_nothing_keeps_a_dropped_tower_alive(make_tower, make_clip):
 def test_new_weights_are_noticed(make_tower, make_clip, seed, change):
     tower, clip = make_tower(), make_clip(2)
     other = make_tower(seed=seed + 1)
-    with attach_cacher(tower, CacherConfig(refresh_interval=1)) as cacher:
+    with attach_cacher(tower, CacherConfig.paper(refresh_interval=1)) as cacher:
         features(tower, clip)
         for layer, new in zip(tower.encoder.layers, other.encoder.layers, strict=True):
             for name in ("q_proj", "v_proj"):
@@ -200,7 +206,7 @@ def test_weights_made_in_inference_mode(make_tower, make_clip):
     with torch.inference_mode():
         tower = make_tower()
         dense = tower(clip).last_hidden_state
-        with attach_cacher(tower, CacherConfig(update_ratio=1.0)):
+        with attach_cacher(tower, CacherConfig.paper(update_ratio=1.0)):
             ours = tower(clip).last_hidden_state
     torch.testing.assert_close(ours, dense, rtol=1e-5, atol=1e-5)
 
@@ -211,7 +217,7 @@ def test_projections_without_bias(make_tower, make_clip):
         layer.self_attn.q_proj.bias = None
     tower.encoder.layers[0].self_attn.v_proj.bias = None
     dense = features(tower, clip)
-    with attach_cacher(tower, CacherConfig(update_ratio=1.0)):
+    with attach_cacher(tower, CacherConfig.paper(update_ratio=1.0)):
         torch.testing.assert_close(features(tower, clip), dense, rtol=1e-5, atol=1e-5)
 
 
@@ -220,7 +226,7 @@ def test_a_layer_called_by_itself_is_dense(make_tower):
     layer = tower.encoder.layers[0]
     with torch.no_grad():
         dense = layer(x, None)
-        with attach_cacher(tower) as cacher:
+        with attach_cacher(tower, CacherConfig.paper()) as cacher:
             assert torch.equal(layer(x, None), dense)
             assert cacher.stats.frames == 0
 
@@ -229,7 +235,7 @@ def test_hooks_see_every_layer(make_tower, make_clip):
     tower, seen = make_tower(), []
     for layer in tower.encoder.layers:
         layer.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
-    with attach_cacher(tower):
+    with attach_cacher(tower, CacherConfig.paper()):
         for frame in make_clip(2):
             features(tower, frame[None])
     assert seen == [(1, 36, 32)] * 6
@@ -249,7 +255,7 @@ def test_hooks_that_write_in_place_are_followed(make_tower, make_clip, mode, pla
     outputs = []
     for how in (lambda tokens: tokens.flip(-1), lambda tokens: tokens.copy_(tokens.flip(-1))):
         hook = change(how)
-        with mode(), attach_cacher(tower):
+        with mode(), attach_cacher(tower, CacherConfig.paper()):
             outputs.append(torch.cat([tower(frame[None]).last_hidden_state for frame in clip]))
         hook.remove()
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-5, atol=1e-5)
@@ -258,7 +264,7 @@ def test_hooks_that_write_in_place_are_followed(make_tower, make_clip, mode, pla
 def test_what_an_attached_tower_cannot_do(make_tower, make_clip):
     tower, clip = make_tower(attention_dropout=0.1), make_clip(2)
     x = torch.randn(2, 36, 32)
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         with pytest.raises(ValueError, match="output_attentions must be False"):
             tower(clip, output_attentions=True)
         with pytest.raises(ValueError, match="attention_mask must be None"):
@@ -283,7 +289,7 @@ def test_what_an_attached_tower_cannot_do(make_tower, make_clip):
 def test_a_layer_that_ran_on_no_reference_is_named(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(2)
     layers = tower.encoder.layers
-    with attach_cacher(tower), torch.no_grad():
+    with attach_cacher(tower, CacherConfig.paper()), torch.no_grad():
         tower.encoder.layers = layers[:2]
         tower(clip[:1])
         tower.encoder.layers = layers
@@ -293,7 +299,7 @@ def test_a_layer_that_ran_on_no_reference_is_named(make_tower, make_clip):
 
 def test_it_runs_inside_a_compiled_model(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(4)
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         eager = features(tower, clip)
         cacher.reset()
         compiled = torch.compile(tower, backend="eager")
@@ -306,7 +312,7 @@ def test_it_runs_inside_a_compiled_model(make_tower, make_clip):
 def test_the_representation_says_what_it_is(make_tower):
     cacher = attach_cacher(make_tower())
     assert repr(cacher) == (
-        f"<Cacher of a SigLIP tower, 3 layers of 32, {CacherConfig()}, 0 streams>"
+        f"<Cacher of a SigLIP tower, 3 layers of 32, {CacherConfig.paper()}, 0 streams>"
     )
     cacher.detach()
     assert "detached" in repr(cacher)
@@ -344,7 +350,7 @@ def test_what_a_cacher_would_bypass_is_refused(change, text, make_tower):
     tower = make_tower()
     change(tower.encoder.layers[1].self_attn)
     with pytest.raises(TypeError, match=text):
-        attach_cacher(tower)
+        attach_cacher(tower, CacherConfig.paper())
 
 
 def test_a_compiled_tower_is_one_tower(make_tower):
@@ -356,7 +362,7 @@ def test_a_compiled_tower_is_one_tower(make_tower):
 @pytest.mark.parametrize("what", ["reset", "detach"])
 def test_streams_are_not_forgotten_inside_a_forward(what, make_tower, make_clip):
     tower = make_tower()
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         hook = tower.encoder.layers[0].register_forward_hook(
             lambda module, args, output: getattr(cacher, what)()
         )
@@ -369,7 +375,7 @@ def test_streams_are_not_forgotten_inside_a_forward(what, make_tower, make_clip)
 
 def test_no_forward_inside_a_forward_from_a_fresh_context_either(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(2)
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         hook = tower.encoder.layers[0].register_forward_hook(
             lambda module, args, output: contextvars.Context().run(tower, clip) and None
         )

@@ -35,6 +35,15 @@ def test_defaults_and_frozen():
         config.update_ratio = 0.5
 
 
+def test_the_papers_schedule_watches_nothing():
+    config = CacherConfig.paper(0.3, 8, metric="l1", max_streams=2)
+    assert config == CacherConfig(
+        update_ratio=0.3, refresh_interval=8, metric="l1", refresh_on_change=None, max_streams=2
+    )
+    with pytest.raises(TypeError, match="refresh_on_change"):
+        CacherConfig.paper(refresh_on_change=0.5)
+
+
 @pytest.mark.parametrize(
     ("tokens", "ratio", "k"),
     # 0.29 · 100 is 28.999999999999996 and 0.7 · 10 is 7.0 in the doubles that were given.

@@ -28,10 +28,10 @@ def close(ours, expected):
 @pytest.mark.parametrize("settings", [{}, {"stagger": True}, {"reference_keys": "int8"}])
 def test_graphs_give_what_eager_gives(clear_case, sizes, settings):
     streams = ["door", "yard", "door", "yard"] * 12
-    config = CacherConfig(refresh_interval=3, **settings)
+    config = CacherConfig.paper(refresh_interval=3, **settings)
     tower, clip, expected, stats = clear_case(config, streams)
     backend = Repeats()
-    config = CacherConfig(refresh_interval=3, **settings, **GRAPHS)
+    config = CacherConfig.paper(refresh_interval=3, **settings, **GRAPHS)
     with torch.no_grad(), attach(tower, config, backend) as cacher:
         ours = []
         for rows in torch.arange(48).split(sizes):
@@ -48,7 +48,7 @@ def test_hidden_states_and_hooks_are_intact(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(8)
     with torch.no_grad():
         dense = tower(clip, output_hidden_states=True).hidden_states
-        config = CacherConfig(update_ratio=1.0, refresh_interval=2, **GRAPHS)
+        config = CacherConfig.paper(update_ratio=1.0, refresh_interval=2, **GRAPHS)
         seen = []
         hook = tower.encoder.layers[1].register_forward_hook(lambda m, i, o: seen.append(o))
         with attach(tower, config, Repeats()) as cacher:
@@ -75,7 +75,7 @@ def test_tokens_changed_between_layers_run_eagerly(make_tower, make_clip, change
     tower, clip = make_tower(), make_clip(36)
     results, warned = [], []
     for graph in (False, True):
-        config = CacherConfig(refresh_interval=3, cuda_graph=graph)
+        config = CacherConfig.paper(refresh_interval=3, cuda_graph=graph)
         backend = Repeats()
         with mode(), attach(tower, config, backend if graph else None) as cacher:
             outputs = []
@@ -96,7 +96,7 @@ def test_tokens_changed_between_layers_run_eagerly(make_tower, make_clip, change
 def test_new_weights_and_new_streams_are_captured_anew(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(12)
     backend = Repeats()
-    config = CacherConfig(update_ratio=1.0, refresh_interval=100, **GRAPHS)
+    config = CacherConfig.paper(update_ratio=1.0, refresh_interval=100, **GRAPHS)
     with torch.no_grad(), attach(tower, config, backend) as cacher:
         for frame in clip[:3]:
             tower(frame[None])
@@ -119,7 +119,7 @@ def test_new_weights_and_new_streams_are_captured_anew(make_tower, make_clip):
 
 def test_graphs_are_bounded(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(6)
-    config = CacherConfig(refresh_interval=100, **GRAPHS)
+    config = CacherConfig.paper(refresh_interval=100, **GRAPHS)
     with torch.no_grad(), attach(tower, config, Repeats(), most=2) as cacher:
         for size in (1, 2, 3, 4, 5, 6) * 3:
             with cacher.streams(range(size)):
@@ -134,9 +134,9 @@ def test_graphs_are_bounded(make_tower, make_clip):
 @pytest.mark.parametrize("backend", [Repeats(fails=True), CudaBackend()])
 def test_what_cannot_be_captured_runs_eagerly_with_one_warning(make_tower, make_clip, backend):
     tower, clip = make_tower(), make_clip(8)
-    config = CacherConfig(refresh_interval=100, **GRAPHS)
+    config = CacherConfig.paper(refresh_interval=100, **GRAPHS)
     with torch.no_grad():
-        with attach_cacher(tower, CacherConfig(refresh_interval=100)):
+        with attach_cacher(tower, CacherConfig.paper(refresh_interval=100)):
             expected = torch.cat([tower(frame[None]).last_hidden_state for frame in clip])
         with attach(tower, config, backend) as cacher:
             with pytest.warns(RuntimeWarning, match="run eagerly") as warned:
@@ -149,7 +149,7 @@ def test_what_cannot_be_captured_runs_eagerly_with_one_warning(make_tower, make_
 def test_hooks_inside_a_layer_are_not_left_out(make_tower, make_clip):
     tower, clip, seen = make_tower(), make_clip(6), []
     tower.encoder.layers[1].mlp.fc1.register_forward_hook(lambda m, i, o: seen.append(o))
-    config = CacherConfig(refresh_interval=100, **GRAPHS)
+    config = CacherConfig.paper(refresh_interval=100, **GRAPHS)
     with torch.no_grad(), attach(tower, config, Repeats()):
         tower(clip[:1])
         tower(clip[1:2])
@@ -162,7 +162,7 @@ def test_hooks_inside_a_layer_are_not_left_out(make_tower, make_clip):
 
 def test_autocast_and_recordings_run_eagerly(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(4)
-    with torch.no_grad(), attach(tower, CacherConfig(**GRAPHS), Repeats()) as cacher:
+    with torch.no_grad(), attach(tower, CacherConfig.paper(**GRAPHS), Repeats()) as cacher:
         for frame in clip:
             with cacher.record() as recording:
                 tower(frame[None])
@@ -174,7 +174,7 @@ def test_autocast_and_recordings_run_eagerly(make_tower, make_clip):
 
 def test_graphs_from_inference_mode_serve_outside_it(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(8)
-    config = CacherConfig(update_ratio=1.0, refresh_interval=2, **GRAPHS)
+    config = CacherConfig.paper(update_ratio=1.0, refresh_interval=2, **GRAPHS)
     with torch.no_grad():
         dense = tower(clip).last_hidden_state
     with attach(tower, config, Repeats()):
@@ -187,4 +187,4 @@ def test_graphs_from_inference_mode_serve_outside_it(make_tower, make_clip):
 
 def test_a_graph_needs_a_fixed_budget():
     with pytest.raises(ValueError, match="leave threshold None"):
-        CacherConfig(threshold=0.9, **GRAPHS)
+        CacherConfig.paper(threshold=0.9, **GRAPHS)

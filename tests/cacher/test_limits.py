@@ -29,7 +29,7 @@ def close(ours, expected):
 def test_the_stream_not_seen_for_longest_starts_anew(make_tower, make_clip, limit):
     tower, clip = make_tower(), make_clip(8)
     dense = features(tower, clip)
-    with attach_cacher(tower, CacherConfig(refresh_interval=100, **limit)) as cacher:
+    with attach_cacher(tower, CacherConfig.paper(refresh_interval=100, **limit)) as cacher:
         with cacher.streams(["a", "b", "a", "c"]):
             features(tower, clip[:4])
         stats = cacher.stats
@@ -45,7 +45,7 @@ def test_the_stream_not_seen_for_longest_starts_anew(make_tower, make_clip, limi
 def test_more_streams_in_a_batch_than_may_be_held(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(6)
     dense = features(tower, clip)
-    with attach_cacher(tower, CacherConfig(refresh_interval=100, max_streams=1)) as cacher:
+    with attach_cacher(tower, CacherConfig.paper(refresh_interval=100, max_streams=1)) as cacher:
         with cacher.streams(["a", "b", "a", "a", "c", "c"]):
             ours = features(tower, clip)
         stats = cacher.stats
@@ -57,7 +57,7 @@ def test_bytes_hold_through_frames_of_several_sizes(make_tower, make_clip):
     tower = make_tower()
     small, large = make_clip(4), make_clip(2, size=64)
     limit = 3 * 3 * 64 * 32 * 4 + REFERENCE
-    config = CacherConfig(refresh_interval=100, max_bytes=limit)
+    config = CacherConfig.paper(refresh_interval=100, max_bytes=limit)
     with torch.no_grad(), attach_cacher(tower, config) as cacher:
         for names, clip in (("abcd", small), ("xy", large), ("ab", small[:2]), ("xb", large)):
             with cacher.streams(list(names)):
@@ -73,7 +73,9 @@ def test_bytes_hold_through_frames_of_several_sizes(make_tower, make_clip):
 
 def test_bytes_hold_with_room_kept_for_graphs(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(8)
-    with attach_cacher(tower, CacherConfig(max_bytes=5 * REFERENCE, cuda_graph=True)) as cacher:
+    with attach_cacher(
+        tower, CacherConfig.paper(max_bytes=5 * REFERENCE, cuda_graph=True)
+    ) as cacher:
         cacher._graphs = GraphStore(Repeats())
         for count in (4, 5, 5, 5, 8):
             with cacher.streams(range(count)):
@@ -86,7 +88,7 @@ def test_memory_given_back_in_inference_mode_is_written_outside_it(make_tower, m
     tower, clip = make_tower(), make_clip(6)
     dense = features(tower, clip)
     small = clip[:1, :, :32, :32]
-    config = CacherConfig(refresh_interval=2, max_bytes=3 * REFERENCE)
+    config = CacherConfig.paper(refresh_interval=2, max_bytes=3 * REFERENCE)
     with attach_cacher(tower, config) as cacher:
         with torch.inference_mode():
             with cacher.streams(["a", "b", "c"]):
@@ -101,7 +103,7 @@ def test_memory_given_back_in_inference_mode_is_written_outside_it(make_tower, m
 
 def test_memory_is_free_once_no_stream_is_left(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(2)
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         with cacher.streams(["a", "b"]):
             features(tower, clip)
         cacher.reset("a")
@@ -111,7 +113,7 @@ def test_memory_is_free_once_no_stream_is_left(make_tower, make_clip):
 
 def test_a_limit_below_one_reference_is_named(make_tower, make_clip):
     with (
-        attach_cacher(make_tower(), CacherConfig(max_bytes=REFERENCE - 1)) as cacher,
+        attach_cacher(make_tower(), CacherConfig.paper(max_bytes=REFERENCE - 1)) as cacher,
         pytest.raises(ValueError, match=f"at least {REFERENCE}, .*but is {REFERENCE - 1}"),
     ):
         features(make_tower(), make_clip(1)), features(cacher.tower.encoder, torch.ones(1, 36, 32))
@@ -119,7 +121,7 @@ def test_a_limit_below_one_reference_is_named(make_tower, make_clip):
 
 def test_eight_bit_keys_choose_as_stated(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(5)
-    config = CacherConfig(refresh_interval=100, reference_keys="int8")
+    config = CacherConfig.paper(refresh_interval=100, reference_keys="int8")
     with torch.no_grad(), attach_cacher(tower, config) as cacher:
         with cacher.record() as first:
             tower(clip[:1])
@@ -144,7 +146,7 @@ def test_eight_bit_keys_choose_as_stated(make_tower, make_clip):
 
 def test_eight_bit_keys_take_a_quarter(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(2)
-    with attach_cacher(tower, CacherConfig(reference_keys="int8")) as cacher:
+    with attach_cacher(tower, CacherConfig.paper(reference_keys="int8")) as cacher:
         with cacher.streams(["a", "b"]):
             features(tower, clip)
         assert cacher.stats.bytes == 2 * 3 * 36 * (32 + 4 + 2 * 32 * 4)
@@ -156,7 +158,7 @@ def test_eight_bit_keys_change_nothing_when_all_is_recomputed(
 ):
     tower, clip = make_tower(), make_clip(5)
     dense = features(tower, clip)
-    config = CacherConfig(update_ratio=1.0, reference_keys=reference_keys)
+    config = CacherConfig.paper(update_ratio=1.0, reference_keys=reference_keys)
     with attach_cacher(tower, config):
         close(features(tower, clip), dense)
 
@@ -169,7 +171,7 @@ def test_a_broken_refresh_frame_is_not_held(make_tower, make_clip, bad, sizes):
     broken = clip.clone()
     broken[0, :, :8, :8] = bad
     broken[1, 0, 3, 3] = bad
-    with attach_cacher(tower, CacherConfig(refresh_interval=100)) as cacher:
+    with attach_cacher(tower, CacherConfig.paper(refresh_interval=100)) as cacher:
         ours = torch.cat([features(tower, part) for part in broken.split(sizes)])
         close(ours[2], dense[2])
         assert ours[3:].isfinite().all()
@@ -180,7 +182,7 @@ def test_a_broken_selective_frame_leaves_the_next_as_it_would_be(make_tower, mak
     tower, clip = make_tower(), make_clip(4)
     broken = clip.clone()
     broken[2, :, :, 20] = torch.nan
-    config = CacherConfig(refresh_interval=100)
+    config = CacherConfig.paper(refresh_interval=100)
     with attach_cacher(tower, config):
         expected = features(tower, clip)
     for sizes in ([1] * 4, [4]):
@@ -199,7 +201,7 @@ def test_what_overflows_inside_the_tower_is_not_held(make_tower, make_clip):
         output[0, 5] = torch.inf
         return output
 
-    with attach_cacher(tower, CacherConfig(refresh_interval=100)) as cacher:
+    with attach_cacher(tower, CacherConfig.paper(refresh_interval=100)) as cacher:
         hook = tower.encoder.layers[1].mlp.fc1.register_forward_hook(
             lambda module, inputs, output: overflow(module, inputs, output)
         )
@@ -214,7 +216,7 @@ def test_frames_of_another_shape_but_as_many_tokens_start_anew(make_tower, make_
     tower = make_tower()
     square = make_clip(2)
     wide = torch.nn.functional.interpolate(square, (32, 72))
-    with torch.no_grad(), attach_cacher(tower, CacherConfig(refresh_interval=100)) as cacher:
+    with torch.no_grad(), attach_cacher(tower, CacherConfig.paper(refresh_interval=100)) as cacher:
         tower(square)
         with cacher.paused():
             dense = tower(wide, interpolate_pos_encoding=True).last_hidden_state
@@ -225,7 +227,7 @@ def test_frames_of_another_shape_but_as_many_tokens_start_anew(make_tower, make_
 
 def test_streams_without_references_are_limited_too(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(1)
-    config = CacherConfig(refresh_interval=1, max_streams=3)
+    config = CacherConfig.paper(refresh_interval=1, max_streams=3)
     with attach_cacher(tower, config) as cacher:
         for name in range(20):
             with cacher.streams([name]):
@@ -235,7 +237,7 @@ def test_streams_without_references_are_limited_too(make_tower, make_clip):
 
 def test_streams_that_went_for_a_batch_that_failed_are_counted(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(2)
-    with attach_cacher(tower, CacherConfig(max_streams=1)) as cacher:
+    with attach_cacher(tower, CacherConfig.paper(max_streams=1)) as cacher:
         with cacher.streams(["a"]):
             features(tower, clip[:1])
 

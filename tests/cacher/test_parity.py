@@ -133,7 +133,7 @@ def run(
 @pytest.mark.parametrize("ratio", [0.1, 0.25, 0.5, 1.0])
 @pytest.mark.parametrize("interval", [1, 2, 4])
 def test_equals_the_statement(make_tower, make_clip, seed, interval, ratio):
-    config = CacherConfig(update_ratio=ratio, refresh_interval=interval)
+    config = CacherConfig.paper(update_ratio=ratio, refresh_interval=interval)
     tower, clip, hidden, pooled = stated(make_tower, make_clip, config, STREAMS, seed)
     for sizes in ([1] * 12, [12], [5, 1, 6], [2, 3, 7]):
         ours, ours_pooled = run(tower, config, clip, STREAMS, sizes)
@@ -145,7 +145,7 @@ def test_equals_the_statement(make_tower, make_clip, seed, interval, ratio):
 
 @pytest.mark.parametrize("metric", ["dot", "l1", "l2"])
 def test_equals_the_statement_in_every_metric(make_tower, make_clip, seed, metric):
-    config = CacherConfig(metric=metric)
+    config = CacherConfig.paper(metric=metric)
     tower, clip, hidden, _ = stated(make_tower, make_clip, config, STREAMS, seed)
     for sizes in ([1] * 12, [12]):
         ours, _ = run(tower, config, clip, STREAMS, sizes)
@@ -153,7 +153,7 @@ def test_equals_the_statement_in_every_metric(make_tower, make_clip, seed, metri
 
 
 def test_one_stream_by_default(make_tower, make_clip, seed):
-    config = CacherConfig(refresh_interval=3)
+    config = CacherConfig.paper(refresh_interval=3)
     tower, clip, hidden, _ = stated(make_tower, make_clip, config, ["only"] * 8, seed)
     with attach_cacher(tower, config), torch.no_grad():
         ours = torch.cat([tower(clip[:5]).last_hidden_state, tower(clip[5:]).last_hidden_state])
@@ -166,7 +166,7 @@ def test_everything_recomputed_is_dense(make_tower, make_clip, interval):
     tower, clip = make_tower(), make_clip(6)
     with torch.no_grad():
         dense = tower(clip)
-        with attach_cacher(tower, CacherConfig(update_ratio=1.0, refresh_interval=interval)):
+        with attach_cacher(tower, CacherConfig.paper(update_ratio=1.0, refresh_interval=interval)):
             ours = tower(clip)
     torch.testing.assert_close(
         ours.last_hidden_state, dense.last_hidden_state, rtol=1e-5, atol=1e-5
@@ -178,7 +178,7 @@ def test_a_still_scene_is_dense(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(1).expand(4, -1, -1, -1)
     with torch.no_grad():
         dense = tower(clip).last_hidden_state
-        with attach_cacher(tower, CacherConfig(update_ratio=0.1)):
+        with attach_cacher(tower, CacherConfig.paper(update_ratio=0.1)):
             ours = tower(clip).last_hidden_state
     torch.testing.assert_close(ours, dense, rtol=1e-5, atol=1e-5)
 
@@ -186,7 +186,7 @@ def test_a_still_scene_is_dense(make_tower, make_clip):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.3), (torch.float16, 0.04)])
 def test_half_precision_stays_close(make_tower, make_clip, dtype, tolerance):
     tower, clip = make_tower(), make_clip(6)
-    config = CacherConfig(update_ratio=1.0, refresh_interval=3)
+    config = CacherConfig.paper(update_ratio=1.0, refresh_interval=3)
     with torch.no_grad(), attach_cacher(tower, config):
         whole = tower(clip).last_hidden_state
         half = tower.to(dtype)(clip).last_hidden_state
@@ -198,7 +198,7 @@ def test_autocast_is_dense_under_autocast(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(6)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         dense = tower(clip).last_hidden_state
-        with attach_cacher(tower, CacherConfig(update_ratio=1.0)):
+        with attach_cacher(tower, CacherConfig.paper(update_ratio=1.0)):
             batch = tower(clip).last_hidden_state
             singly = torch.cat([tower(frame[None]).last_hidden_state for frame in clip])
     assert batch.dtype == dense.dtype == torch.float32

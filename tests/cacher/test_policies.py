@@ -46,7 +46,7 @@ def test_a_scene_cut_is_computed_whole(make_tower, make_clip, seed, sizes):
         assert (cacher.stats.refreshes, cacher.stats.changes) == (2, 1)
         assert cacher.stats.bytes > 3 * 3 * 36 * 32 * 4
     close(ours[3], dense[3])
-    with attach_cacher(tower, CacherConfig(refresh_interval=100)):
+    with attach_cacher(tower, CacherConfig.paper(refresh_interval=100)):
         late = features(tower, clip)
     assert (ours[4:] - dense[4:]).norm() < 0.5 * (late[4:] - dense[4:]).norm()
 
@@ -66,7 +66,7 @@ def test_what_changed_is_counted_by_patch(make_tower, make_clip, seed):
 
     assert isinstance(Watch(), RefreshPolicy)
     tower = make_tower()
-    with attach_cacher(tower, CacherConfig(policy=Watch())) as cacher:
+    with attach_cacher(tower, CacherConfig.paper(policy=Watch())) as cacher:
         for part in clip.split([2, 4, 2]):
             features(tower, part)
         assert cacher.stats.refreshes == 2
@@ -84,7 +84,7 @@ def test_a_policy_that_does_not_watch_cannot_ask(make_tower, make_clip):
             return frame.changed() > 0.5
 
     tower = make_tower()
-    with attach_cacher(tower, CacherConfig(policy=Asks())) as cacher:
+    with attach_cacher(tower, CacherConfig.paper(policy=Asks())) as cacher:
         features(tower, make_clip(1))
         with pytest.raises(RuntimeError, match="has no attribute watches_change = True"):
             features(tower, make_clip(1))
@@ -110,7 +110,7 @@ def test_detached_pixels_are_not_watched(make_tower, make_clip):
 @pytest.mark.parametrize("keys", ["full", "int8"])
 @pytest.mark.parametrize("threshold", [-2.0, 0.7, 0.95, 0.999, 2.0])
 def test_a_threshold_chooses_how_many(clear_case, threshold, keys):
-    config = CacherConfig(
+    config = CacherConfig.paper(
         update_ratio=0.5, threshold=threshold, refresh_interval=5, reference_keys=keys
     )
     tower, clip, expected, stats = clear_case(config, ["only"] * 7)
@@ -145,7 +145,10 @@ def _check_counts(layer, threshold):
 def test_a_threshold_chooses_what_cannot_be_compared(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(2)
     clip[1, :, :8, 8:16] = torch.nan
-    with attach_cacher(tower, CacherConfig(threshold=-2.0)) as cacher, cacher.record() as recording:
+    with (
+        attach_cacher(tower, CacherConfig.paper(threshold=-2.0)) as cacher,
+        cacher.record() as recording,
+    ):
         features(tower, clip)
     chosen = recording.layers[0].recomputed[1].nonzero().flatten().tolist()
     assert 1 in chosen and len(chosen) == 3
@@ -153,7 +156,7 @@ def test_a_threshold_chooses_what_cannot_be_compared(make_tower, make_clip):
 
 def test_staggered_streams_equal_themselves_one_by_one(clear_case):
     names = [f"camera {number % 8}" for number in range(40)]
-    config = CacherConfig(refresh_interval=4, stagger=True)
+    config = CacherConfig.paper(refresh_interval=4, stagger=True)
     tower, clip, expected, stats = clear_case(config, names)
     for size in (8, 40):
         with attach_cacher(tower, config) as cacher:
@@ -169,7 +172,7 @@ def test_staggered_streams_equal_themselves_one_by_one(clear_case):
 
 def test_similarity_is_what_was_compared(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(3)
-    with attach_cacher(tower, CacherConfig()) as cacher, cacher.record() as recording:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher, cacher.record() as recording:
         features(tower, clip)
     for layer in recording:
         similarity = layer.similarity()

@@ -9,7 +9,7 @@ from stc_stream import CacherConfig, attach_cacher
 
 def test_layers_say_what_they_recomputed(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(5)
-    with torch.no_grad(), attach_cacher(tower, CacherConfig(refresh_interval=3)) as cacher:
+    with torch.no_grad(), attach_cacher(tower, CacherConfig.paper(refresh_interval=3)) as cacher:
         tower(clip[:1])
         with cacher.record() as recording:
             assert len(recording) == 0
@@ -30,7 +30,7 @@ def test_similarity_is_of_the_keys_that_were_compared(make_tower, make_clip):
     tower.encoder.layers[0].self_attn.k_proj.register_forward_hook(
         lambda module, inputs, output: keys.append(output)
     )
-    with torch.no_grad(), attach_cacher(tower, CacherConfig(refresh_interval=2)) as cacher:
+    with torch.no_grad(), attach_cacher(tower, CacherConfig.paper(refresh_interval=2)) as cacher:
         tower(clip[:1])
         with cacher.record() as recording:
             tower(clip[1:])
@@ -53,7 +53,11 @@ def test_similarity_is_of_the_keys_that_were_compared(make_tower, make_clip):
 
 def test_an_error_leaves_the_recording(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(2)
-    with torch.no_grad(), attach_cacher(tower) as cacher, cacher.record() as recording:
+    with (
+        torch.no_grad(),
+        attach_cacher(tower, CacherConfig.paper()) as cacher,
+        cacher.record() as recording,
+    ):
         tower(clip)
         records = recording.layers
         try:

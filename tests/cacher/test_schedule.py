@@ -19,7 +19,8 @@ SLOT = 3 * 8 * 4
 
 
 def make_streams(**settings):
-    return Streams(CacherConfig(**settings), lambda kind: ReferencePool(kind, [LayerShape(8, 8)]))
+    config = CacherConfig(**{"refresh_on_change": None, **settings})
+    return Streams(config, lambda kind: ReferencePool(kind, [LayerShape(8, 8)]))
 
 
 def run(streams, names, kinds=None, finite=None):

@@ -31,7 +31,7 @@ def test_twenty_thousand_frames_of_fifty_streams(make_tower, seed, limits):
     seen: Counter[str] = Counter()
     refreshes = done = 0
     warm = None
-    config = CacherConfig(refresh_interval=4, **limits)
+    config = CacherConfig.paper(refresh_interval=4, **limits)
     cameras = [f"camera {number}" for number in range(STREAMS)]
     with torch.inference_mode(), attach_cacher(tower, config) as cacher:
 

@@ -21,7 +21,7 @@ def close(ours, expected):
 
 def test_streams_do_not_touch_each_other(make_tower, make_clip, seed):
     tower, door, yard = make_tower(), make_clip(6), make_clip(6, seed=seed + 1)
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         with cacher.streams(["door"] * 6):
             alone = features(tower, door)
         cacher.reset()
@@ -33,7 +33,10 @@ def test_streams_do_not_touch_each_other(make_tower, make_clip, seed):
 
 def test_any_hashable_names_a_stream(make_tower, make_clip):
     tower = make_tower()
-    with attach_cacher(tower) as cacher, cacher.streams([7, ("rack", 3), None]):
+    with (
+        attach_cacher(tower, CacherConfig.paper()) as cacher,
+        cacher.streams([7, ("rack", 3), None]),
+    ):
         features(tower, make_clip(3))
         assert cacher.stats.streams == 3
         cacher.reset(("rack", 3), None)
@@ -43,7 +46,7 @@ def test_any_hashable_names_a_stream(make_tower, make_clip):
 def test_reset_starts_a_stream_anew(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(4)
     dense = features(tower, clip)
-    with attach_cacher(tower, CacherConfig(refresh_interval=100)) as cacher:
+    with attach_cacher(tower, CacherConfig.paper(refresh_interval=100)) as cacher:
         with cacher.streams(["door", "yard"]):
             features(tower, clip[:2])
         cacher.reset("door")
@@ -62,7 +65,7 @@ def test_reset_starts_a_stream_anew(make_tower, make_clip):
 
 def test_a_reset_stream_leaves_its_memory_to_the_next(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(3)
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         with cacher.streams(["a", "b", "c"]):
             features(tower, clip)
         held = cacher.stats.bytes
@@ -74,7 +77,7 @@ def test_a_reset_stream_leaves_its_memory_to_the_next(make_tower, make_clip):
 
 def test_stats_count_frames_tokens_and_bytes(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(5)
-    with attach_cacher(tower, CacherConfig(update_ratio=0.25, refresh_interval=4)) as cacher:
+    with attach_cacher(tower, CacherConfig.paper(update_ratio=0.25, refresh_interval=4)) as cacher:
         features(tower, clip[:1])
         features(tower, clip[1:])
         stats = cacher.stats
@@ -89,7 +92,7 @@ def test_stats_count_frames_tokens_and_bytes(make_tower, make_clip):
 
 def test_memory_grows_with_streams_not_with_frames(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(6)
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         for count in (1, 2, 3, 5):
             with cacher.streams(range(count)):
                 features(tower, clip[:count])
@@ -99,7 +102,7 @@ def test_memory_grows_with_streams_not_with_frames(make_tower, make_clip):
 def test_refreshing_every_frame_holds_nothing(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(3)
     dense = features(tower, clip)
-    with attach_cacher(tower, CacherConfig(refresh_interval=1)) as cacher:
+    with attach_cacher(tower, CacherConfig.paper(refresh_interval=1)) as cacher:
         close(features(tower, clip), dense)
         assert (cacher.stats.bytes, cacher.stats.refreshes) == (0, 3)
 
@@ -107,7 +110,7 @@ def test_refreshing_every_frame_holds_nothing(make_tower, make_clip):
 def test_paused_is_dense_and_leaves_no_trace(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(4)
     dense = features(tower, clip)
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         features(tower, clip[:2])
         before = cacher.stats
         with cacher.paused():
@@ -119,7 +122,7 @@ def test_paused_is_dense_and_leaves_no_trace(make_tower, make_clip):
 def test_paused_inside_a_forward_is_dense(make_tower, make_clip):
     tower, clip, seen = make_tower(), make_clip(2), []
     dense = features(tower, clip)
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         features(tower, clip[:1])
 
         def look(module, inputs):
@@ -134,7 +137,7 @@ def test_paused_inside_a_forward_is_dense(make_tower, make_clip):
 
 def test_names_must_match_the_rows(make_tower, make_clip):
     tower = make_tower()
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         with cacher.streams(["a", "b"]), pytest.raises(ValueError, match=r"2 names .* 3 rows"):
             features(tower, make_clip(3))
         for names in ("door", 3, {"a", "b"}):
@@ -148,7 +151,7 @@ def test_names_must_match_the_rows(make_tower, make_clip):
 
 def test_a_batch_that_is_refused_costs_no_stream_anything(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(5)
-    config = CacherConfig(refresh_interval=100)
+    config = CacherConfig.paper(refresh_interval=100)
     with attach_cacher(tower, config) as cacher, cacher.streams(["a", "b"]):
         features(tower, clip[:2])
         expected = features(tower, clip[2:4])
@@ -163,7 +166,7 @@ def test_a_batch_that_is_refused_costs_no_stream_anything(make_tower, make_clip)
 
 def test_an_empty_batch_is_empty(make_tower):
     tower = make_tower()
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         assert features(tower, torch.empty(0, 3, 48, 48)).shape == (0, 36, 32)
         with cacher.streams([]), cacher.record():
             features(tower, torch.empty(0, 3, 48, 48))
@@ -173,7 +176,7 @@ def test_an_empty_batch_is_empty(make_tower):
 def test_frames_of_another_size_start_a_new_reference(make_tower, make_clip):
     tower = make_tower()
     small, large = make_clip(3), make_clip(3, size=64)
-    with torch.no_grad(), attach_cacher(tower, CacherConfig(refresh_interval=100)) as cacher:
+    with torch.no_grad(), attach_cacher(tower, CacherConfig.paper(refresh_interval=100)) as cacher:
         tower(small)
         with cacher.paused():
             dense = tower(large, interpolate_pos_encoding=True).last_hidden_state
@@ -186,7 +189,7 @@ def test_frames_of_another_size_start_a_new_reference(make_tower, make_clip):
 
 def test_another_dtype_starts_a_new_reference(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(2)
-    with attach_cacher(tower, CacherConfig(refresh_interval=100)) as cacher:
+    with attach_cacher(tower, CacherConfig.paper(refresh_interval=100)) as cacher:
         features(tower, clip)
         features(tower.bfloat16(), clip)
         assert cacher.stats.refreshes == 2
@@ -196,7 +199,7 @@ def test_another_dtype_starts_a_new_reference(make_tower, make_clip):
 def test_an_error_leaves_counts_and_the_next_frame_is_whole(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(6)
     dense = features(tower, clip)
-    with attach_cacher(tower, CacherConfig(refresh_interval=3)) as cacher:
+    with attach_cacher(tower, CacherConfig.paper(refresh_interval=3)) as cacher:
         with cacher.streams(["a", "b"]):
             features(tower, clip[:2])
         before = cacher.stats
@@ -222,13 +225,13 @@ def test_a_broken_frame_is_over_at_the_next_refresh(make_tower, make_clip):
     dense = features(tower, clip)
     broken = clip.clone()
     broken[0, :, :8, :8] = torch.nan
-    with attach_cacher(tower, CacherConfig(refresh_interval=2)):
+    with attach_cacher(tower, CacherConfig.paper(refresh_interval=2)):
         close(features(tower, broken)[2], dense[2])
 
 
 def test_inference_mode_and_back(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(6)
-    with attach_cacher(tower, CacherConfig(refresh_interval=2)) as cacher:
+    with attach_cacher(tower, CacherConfig.paper(refresh_interval=2)) as cacher:
         with torch.inference_mode():
             first = tower(clip[:3]).last_hidden_state
         second = features(tower, clip[3:])
@@ -238,7 +241,7 @@ def test_inference_mode_and_back(make_tower, make_clip):
 
 def test_outputs_carry_no_gradient(make_tower, make_clip):
     tower = make_tower()
-    with attach_cacher(tower):
+    with attach_cacher(tower, CacherConfig.paper()):
         hidden = tower(make_clip(2), output_hidden_states=True).hidden_states
     assert not any(state.requires_grad for state in hidden[1:])
 
@@ -246,7 +249,7 @@ def test_outputs_carry_no_gradient(make_tower, make_clip):
 def test_threads_have_streams_of_their_own(make_tower, make_clip, seed):
     tower = make_tower()
     clips = {name: make_clip(12, seed=seed + name) for name in range(4)}
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         alone = {}
         for name, clip in clips.items():
             with cacher.streams([name] * 12):

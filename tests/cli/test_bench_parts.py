@@ -87,7 +87,7 @@ def test_turns_are_those_of_a_staggered_cacher(
     tower: VisionTower, streams: int, interval: int, generator: torch.Generator
 ) -> None:
     pixels = torch.randn(streams, 3, 64, 64, generator=generator)
-    config = CacherConfig(refresh_interval=interval, stagger=True)
+    config = CacherConfig.paper(refresh_interval=interval, stagger=True)
     seen = []
     with attach_cacher(tower.module, config) as cacher, cacher.streams(range(streams)):
         for _ in range(1 + 2 * interval):
@@ -144,7 +144,7 @@ def test_fidelity_is_what_a_plain_statement_gives(tower: VisionTower) -> None:
     assert found.fidelity.frames == (2, 2, 2)
     copy = shared_copy(tower.module)
     rows: dict[int, list[list[float]]] = {}
-    with attach_cacher(copy, CacherConfig(0.25, 3)):
+    with attach_cacher(copy, CacherConfig.paper(0.25, 3)):
         for number, image in enumerate(clip.images):
             pixels = tower.batch([image])["pixel_values"]
             dense = tower.module(pixels, output_hidden_states=True)

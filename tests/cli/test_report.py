@@ -65,7 +65,7 @@ ORDINARY = FrameNumbers(
 def streamed(tiny_model: Path, sample: Path) -> tuple[StreamRun, tuple[Moment, ...]]:
     tower = load_tower(str(tiny_model), device="cpu")
     gallery, rows = Gallery(), []
-    with StreamComparison(tower) as comparison:
+    with StreamComparison(tower, CacherConfig.paper()) as comparison:
         for frame in open_video(sample):
             result = comparison.step(frame)
             rows.append(result.numbers)
@@ -73,7 +73,7 @@ def streamed(tiny_model: Path, sample: Path) -> tuple[StreamRun, tuple[Moment, .
     run = StreamRun(
         "sample.mp4",
         tower,
-        CacherConfig(),
+        CacherConfig.paper(),
         PrunerConfig.paper(),
         tuple(rows),
         fidelity=comparison.fidelity,

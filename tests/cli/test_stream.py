@@ -87,7 +87,7 @@ def test_the_comparison_measures_what_a_plain_statement_does(
     tower = load_tower(str(tiny_model), device="cpu")
     plain = load_tower(str(tiny_model), device="cpu")
     pruner = TokenPruner(PrunerConfig.paper(tokens_per_frame=4))
-    config = CacherConfig(update_ratio=0.25, refresh_interval=2)
+    config = CacherConfig.paper(update_ratio=0.25, refresh_interval=2)
     results = []
     with StreamComparison(tower, config, PrunerConfig.paper(tokens_per_frame=4)) as comparison:
         results = [comparison.step(frame) for frame in frames]
@@ -122,11 +122,11 @@ def test_a_class_token_is_no_patch(tmp_path: Path, sample: Path) -> None:
     tower = load_tower(str(tmp_path), device="cpu")
     plain = load_tower(str(tmp_path), device="cpu")
     assert (tower.tokens, tower.prefix_tokens) == (16, 1)
-    with StreamComparison(tower, CacherConfig(0.25, 3)) as comparison:
+    with StreamComparison(tower, CacherConfig.paper(0.25, 3)) as comparison:
         results = [comparison.step(frame) for frame in open_video(sample, frames=3)]
         fidelity = comparison.fidelity
     copy = load_tower(str(tmp_path), device="cpu")
-    with attach_cacher(copy.module, CacherConfig(0.25, 3)):
+    with attach_cacher(copy.module, CacherConfig.paper(0.25, 3)):
         for result in results:
             numbers = result.numbers
             assert numbers.tokens_recomputed == pytest.approx(16 if numbers.refreshed else 4)
@@ -144,7 +144,9 @@ def test_a_class_token_is_no_patch(tmp_path: Path, sample: Path) -> None:
 
 def test_ratio_one_is_dense(tiny_model: Path, sample: Path) -> None:
     tower = load_tower(str(tiny_model), device="cpu")
-    with StreamComparison(tower, CacherConfig(update_ratio=1.0, refresh_interval=9)) as comparison:
+    with StreamComparison(
+        tower, CacherConfig.paper(update_ratio=1.0, refresh_interval=9)
+    ) as comparison:
         for frame in open_video(sample, frames=3):
             numbers = comparison.step(frame).numbers
             assert numbers.cosine_min == pytest.approx(1, abs=1e-5)
@@ -152,7 +154,7 @@ def test_ratio_one_is_dense(tiny_model: Path, sample: Path) -> None:
 
 def test_the_sample_has_one_cut_and_it_is_found(tiny_model: Path, sample: Path) -> None:
     tower = load_tower(str(tiny_model), device="cpu")
-    with StreamComparison(tower) as comparison:
+    with StreamComparison(tower, CacherConfig.paper()) as comparison:
         rows = [comparison.step(frame).numbers for frame in open_video(sample)]
     assert summarise(rows, tower.tokens).scene_cuts == (25,)
 

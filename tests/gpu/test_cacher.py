@@ -62,7 +62,7 @@ def run(tower, config, clip, size, streams=STREAMS):
     [{}, {"stagger": True}, {"reference_keys": "int8"}, {"threshold": 0.9}, {"max_streams": 1}],
 )
 def test_as_on_the_cpu(tower, clip, size, settings):
-    config = CacherConfig(refresh_interval=3, **settings)
+    config = CacherConfig.paper(refresh_interval=3, **settings)
     expected, stats, _ = run(tower, config, clip, size)
     ours, ours_stats, _ = run(tower.cuda(), config, clip.cuda(), size)
     assert (ours_stats.frames, ours_stats.refreshes) == (stats.frames, stats.refreshes)
@@ -75,8 +75,8 @@ def test_as_on_the_cpu(tower, clip, size, settings):
 @pytest.mark.parametrize("size", [1, 4, 6])
 def test_graphs_give_what_eager_gives(tower, clip, size, dtype):
     tower, clip = tower.to("cuda", dtype), clip.to("cuda", dtype)
-    expected, stats, _ = run(tower, CacherConfig(refresh_interval=3), clip, size)
-    graphs = CacherConfig(refresh_interval=3, cuda_graph=True)
+    expected, stats, _ = run(tower, CacherConfig.paper(refresh_interval=3), clip, size)
+    graphs = CacherConfig.paper(refresh_interval=3, cuda_graph=True)
     ours, ours_stats, cacher = run(tower, graphs, clip, size)
     assert cacher._graphs.replays > 0
     assert (ours_stats.frames, ours_stats.refreshes) == (stats.frames, stats.refreshes)
@@ -85,7 +85,7 @@ def test_graphs_give_what_eager_gives(tower, clip, size, dtype):
 
 def test_a_selective_frame_waits_for_nothing(tower, clip):
     tower, clip = tower.cuda(), clip.cuda()
-    with torch.inference_mode(), attach_cacher(tower, CacherConfig(refresh_interval=100)):
+    with torch.inference_mode(), attach_cacher(tower, CacherConfig.paper(refresh_interval=100)):
         tower(clip[:1])
         tower(clip[1:2])
         torch.cuda.set_sync_debug_mode("error")
@@ -96,7 +96,10 @@ def test_a_selective_frame_waits_for_nothing(tower, clip):
 
 
 def test_moved_between_frames_it_starts_anew(tower, clip):
-    with torch.inference_mode(), attach_cacher(tower, CacherConfig(refresh_interval=100)) as cacher:
+    with (
+        torch.inference_mode(),
+        attach_cacher(tower, CacherConfig.paper(refresh_interval=100)) as cacher,
+    ):
         tower(clip[:2])
         tower.cuda()
         moved = tower(clip[2:3].cuda()).last_hidden_state
@@ -108,8 +111,8 @@ def test_moved_between_frames_it_starts_anew(tower, clip):
 
 def test_threads_on_queues_of_their_own(tower, clip):
     tower, clip = tower.cuda(), clip.cuda()
-    config = CacherConfig(refresh_interval=4, cuda_graph=True)
-    alone, _, _ = run(tower, CacherConfig(refresh_interval=4), clip, 1, ["only"] * 32)
+    config = CacherConfig.paper(refresh_interval=4, cuda_graph=True)
+    alone, _, _ = run(tower, CacherConfig.paper(refresh_interval=4), clip, 1, ["only"] * 32)
     outputs = {}
     with torch.no_grad(), attach_cacher(tower, config) as cacher:
 

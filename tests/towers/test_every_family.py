@@ -55,7 +55,7 @@ def test_one_family_reads_it(family, tower):
 @pytest.mark.parametrize("family", RELATIVES, ids=lambda family: family.name)
 def test_relatives_are_read_as_well(family, tower, frames):
     dense = family.run(tower, frames)
-    with attach_cacher(tower, CacherConfig(update_ratio=1.0)) as cacher:
+    with attach_cacher(tower, CacherConfig.paper(update_ratio=1.0)) as cacher:
         read = cacher.tower
         assert (read.family, read.prefix_tokens) == (family.reads, family.prefix)
         with cacher.streams(STREAMS):
@@ -68,7 +68,7 @@ LLAVA = [each for each in FAMILIES if each.name.startswith("LLaVA")]
 @pytest.mark.parametrize("family", LLAVA, ids=lambda family: family.name)
 def test_a_list_of_images_is_frames_of_one_stream(family, tower, frames):
     images = [frame.pixels for frame in frames]
-    with torch.no_grad(), attach_cacher(tower) as cacher:
+    with torch.no_grad(), attach_cacher(tower, CacherConfig.paper()) as cacher:
         singly = torch.cat(tower(images))
         assert (cacher.stats.frames, cacher.stats.refreshes) == (6, 2)
         cacher.reset()
@@ -79,7 +79,7 @@ def test_a_list_of_images_is_frames_of_one_stream(family, tower, frames):
 @pytest.mark.parametrize("interval", [1, 3])
 def test_everything_recomputed_is_dense(family, tower, frames, interval):
     dense = family.run(tower, frames)
-    config = CacherConfig(update_ratio=1.0, refresh_interval=interval)
+    config = CacherConfig.paper(update_ratio=1.0, refresh_interval=interval)
     with attach_cacher(tower, config) as cacher:
         with cacher.streams(STREAMS):
             assert_close(family.run(tower, frames), dense)
@@ -99,7 +99,7 @@ def test_detached_the_tower_is_bit_for_bit_as_it_was(family, tower, frames):
     dense = family.run(tower, frames)
     before = attributes()
     state = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
-    with attach_cacher(tower) as cacher, cacher.streams(STREAMS):
+    with attach_cacher(tower, CacherConfig.paper()) as cacher, cacher.streams(STREAMS):
         ours = family.run(tower, frames)
         assert list(tower.state_dict()) == list(state)
         assert any(not torch.equal(ours[name], dense[name]) for name in dense)
@@ -112,11 +112,14 @@ def test_two_towers_at_once(family, tower, frames, seed):
     other = family.tower(seed + 1)
 
     def alone(one):
-        with attach_cacher(one):
+        with attach_cacher(one, CacherConfig.paper()):
             return [family.run(one, [frame]) for frame in frames[::2]]
 
     expected = zip(alone(tower), alone(other), strict=True)
-    with attach_cacher(tower) as first, attach_cacher(other) as second:
+    with (
+        attach_cacher(tower, CacherConfig.paper()) as first,
+        attach_cacher(other, CacherConfig.paper()) as second,
+    ):
         for frame, (one, two) in zip(frames[::2], expected, strict=True):
             assert_identical(family.run(tower, [frame]), one)
             assert_identical(family.run(other, [frame]), two)
@@ -128,7 +131,7 @@ def test_sixteen_threads_with_a_stream_each(family, tower, seed):
         pytest.skip(f"transformers {transformers.__version__} collects states in one thread only")
     threads, length = 16, 3
     clips = [family.frames(["door"] * length, seed + number) for number in range(threads)]
-    config = CacherConfig(refresh_interval=3)
+    config = CacherConfig.paper(refresh_interval=3)
     expected = []
     for clip in clips:
         with attach_cacher(tower, config):
@@ -155,7 +158,7 @@ def test_sixteen_threads_with_a_stream_each(family, tower, seed):
 
 
 def test_the_prefix_is_always_recomputed(family, tower, frames):
-    config = CacherConfig(update_ratio=0.2, refresh_interval=6)
+    config = CacherConfig.paper(update_ratio=0.2, refresh_interval=6)
     with attach_cacher(tower, config) as cacher, cacher.record() as recording:
         with cacher.streams(STREAMS):
             family.run(tower, frames)
@@ -184,12 +187,15 @@ def test_a_frame_that_changed_is_refreshed(family, tower, seed):
 def test_bfloat16(family, tower, frames):
     tower.bfloat16()
     dense = family.run(tower, frames)
-    with attach_cacher(tower, CacherConfig(update_ratio=1.0)) as cacher, cacher.streams(STREAMS):
+    with (
+        attach_cacher(tower, CacherConfig.paper(update_ratio=1.0)) as cacher,
+        cacher.streams(STREAMS),
+    ):
         for name, ours in family.run(tower, frames).items():
             assert ours.dtype == dense[name].dtype
             error = (ours.float() - dense[name].float()).norm() / dense[name].float().norm()
             assert error < 0.05, name
-    with attach_cacher(tower) as cacher, cacher.streams(STREAMS):
+    with attach_cacher(tower, CacherConfig.paper()) as cacher, cacher.streams(STREAMS):
         assert all(ours.isfinite().all() for ours in family.run(tower, frames).values())
 
 
@@ -201,7 +207,10 @@ def test_eager_attention(family, tower, frames):
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
     assert_close(family.run(tower, frames), dense)
-    with attach_cacher(tower, CacherConfig(update_ratio=1.0)) as cacher, cacher.streams(STREAMS):
+    with (
+        attach_cacher(tower, CacherConfig.paper(update_ratio=1.0)) as cacher,
+        cacher.streams(STREAMS),
+    ):
         assert_close(family.run(tower, frames), dense)
 
 
@@ -226,7 +235,7 @@ class Model(nn.Module):
 
 
 def test_inside_a_compiled_model(family, tower, frames):
-    with attach_cacher(tower) as cacher, cacher.streams(STREAMS):
+    with attach_cacher(tower, CacherConfig.paper()) as cacher, cacher.streams(STREAMS):
         eager = family.run(tower, frames, states=False)
         cacher.reset()
         compiled = torch.compile(Model(tower), backend="eager")
@@ -238,7 +247,7 @@ def test_inside_a_compiled_model(family, tower, frames):
     "family", [each for each in FAMILIES if each.call is None], ids=lambda family: family.name
 )
 def test_attention_maps_are_refused(family, tower, frames):
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         with pytest.raises(ValueError, match="output_attentions must be False"):
             family.run(tower, frames, states=False, output_attentions=True)
         assert cacher.stats.frames == 0
@@ -252,7 +261,7 @@ def test_a_mask_that_only_the_layers_see_is_refused(family, tower, frames, by):
             return (args[0], mask), {**kwargs}
         return args[:1], {**kwargs, "attention_mask": mask}
 
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         hook = family.layers_of(tower)[1].register_forward_pre_hook(masked, with_kwargs=True)
         with pytest.raises(ValueError, match="attention mask of the tower's layers must be None"):
             family.run(tower, frames[:1], states=False)
@@ -269,7 +278,7 @@ def test_dropout_in_training_is_refused(family, tower, frames):
                 setattr(module, name, 0.25)
                 settings.append(name)
     assert settings
-    attach_cacher(tower)
+    attach_cacher(tower, CacherConfig.paper())
     family.run(tower, frames[:1])
     tower.train()
     with pytest.raises(ValueError, match=r"layer 1 is in training mode with dropout 0\.25"):
@@ -318,7 +327,7 @@ def test_frames_of_another_size_start_a_new_reference(family, tower, seed):
     if not family.packed:
         second = Frame(torch.randn(3, 4 * PATCH, 6 * PATCH), second.grid)
     dense = [family.run(tower, [frame]) for frame in (first, second)]
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         for frame, expected in zip((first, second), dense, strict=True):
             assert_close(family.run(tower, [frame]), expected)
         assert (cacher.stats.refreshes, cacher.stats.restarts) == (2, 1)

@@ -162,7 +162,7 @@ def model(case, seed):
 
 def test_features_of_a_whole_model(case, model):
     dense = case.features(model)
-    with attach_cacher(model, CacherConfig(update_ratio=1.0)) as cacher:
+    with attach_cacher(model, CacherConfig.paper(update_ratio=1.0)) as cacher:
         assert cacher.tower.path.removesuffix(".vision_model") == case.tower
         ours = case.features(model)
         assert (cacher.stats.frames, cacher.stats.refreshes) == (3, 1)
@@ -177,10 +177,10 @@ def test_features_of_a_whole_model(case, model):
 
 def test_a_text_with_frames_in_it(case, model):
     dense, words = case.logits(model), case.logits(model, frames=False)
-    with attach_cacher(model, CacherConfig(update_ratio=1.0)) as cacher:
+    with attach_cacher(model, CacherConfig.paper(update_ratio=1.0)) as cacher:
         torch.testing.assert_close(case.logits(model), dense, rtol=1e-5, atol=1e-5)
         assert torch.equal(case.logits(model, frames=False), words)
         assert cacher.stats.frames == 3
-    with attach_cacher(model, CacherConfig(update_ratio=0.25)) as cacher:
+    with attach_cacher(model, CacherConfig.paper(update_ratio=0.25)) as cacher:
         assert not torch.equal(case.logits(model), dense)
         assert cacher.stats.tokens_reused > 0

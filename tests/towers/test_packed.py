@@ -28,7 +28,7 @@ def packed(tower, frames, grids):
 
 @pytest.mark.parametrize("sizes", [[9], [4, 5], [2, 1, 3, 3]])
 def test_frames_of_several_sizes_in_a_batch(family, seed, sizes):
-    config = CacherConfig(refresh_interval=3)
+    config = CacherConfig.paper(refresh_interval=3)
     tower, frames, outputs, _ = stated(family, config, MIXED, seed)
     ours, stats = run(family, tower, config, frames, MIXED, sizes)
     assert_same(ours, joined(outputs))
@@ -37,7 +37,7 @@ def test_frames_of_several_sizes_in_a_batch(family, seed, sizes):
 
 def test_a_video_of_several_frames_is_its_frames(family, seed):
     streams = ["door"] * 3 + ["hall"] * 2 + ["door"]
-    config = CacherConfig(refresh_interval=2)
+    config = CacherConfig.paper(refresh_interval=2)
     tower, frames, outputs, _ = stated(family, config, streams, seed)
     grids = [[3, *GRIDS["door"]], [2, *GRIDS["hall"]], [1, *GRIDS["door"]]]
     for names in (streams, ["door", "hall", "door"]):
@@ -47,7 +47,7 @@ def test_a_video_of_several_frames_is_its_frames(family, seed):
 
 
 def test_one_stream_by_default(family, seed):
-    config = CacherConfig(refresh_interval=2)
+    config = CacherConfig.paper(refresh_interval=2)
     tower, frames, outputs, _ = stated(family, config, ["door"] * 4, seed)
     with attach_cacher(tower, config):
         ours = [
@@ -61,7 +61,7 @@ def test_grids_of_as_many_tokens_are_not_mistaken(family, tower, seed):
     door, yard = family.frames(["door", "yard"], seed)
     assert len(door.pixels) == len(yard.pixels)
     dense = family.run(tower, [yard])
-    with attach_cacher(tower, CacherConfig(update_ratio=0.1)) as cacher:
+    with attach_cacher(tower, CacherConfig.paper(update_ratio=0.1)) as cacher:
         family.run(tower, [door])
         assert_same(family.run(tower, [yard]), dense)
         assert (cacher.stats.refreshes, cacher.stats.restarts) == (2, 1)
@@ -69,7 +69,7 @@ def test_grids_of_as_many_tokens_are_not_mistaken(family, tower, seed):
 
 def test_names_that_fit_neither_frames_nor_grids(family, tower, seed):
     frames = family.frames(["door"] * 3, seed)
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         for names in (["door"], ["door"] * 4):
             with (
                 cacher.streams(names),
@@ -82,7 +82,11 @@ def test_names_that_fit_neither_frames_nor_grids(family, tower, seed):
 def test_a_record_of_several_sizes(family, tower, seed):
     streams = ["hall", "door", "door", "hall"]
     frames = family.frames(streams, seed)
-    with attach_cacher(tower) as cacher, cacher.streams(streams), cacher.record() as recording:
+    with (
+        attach_cacher(tower, CacherConfig.paper()) as cacher,
+        cacher.streams(streams),
+        cacher.record() as recording,
+    ):
         family.run(tower, frames)
     for layer in recording:
         assert layer.recomputed.shape == (4, 36)
@@ -104,7 +108,7 @@ def test_windows_that_are_made_anew_for_each_layer(family, tower, seed):
     def anew(module, args, kwargs):
         return args, {**kwargs, "cu_seqlens": kwargs["cu_seqlens"].clone()}
 
-    with attach_cacher(tower) as cacher, cacher.streams(streams):
+    with attach_cacher(tower, CacherConfig.paper()) as cacher, cacher.streams(streams):
         expected = family.run(tower, frames)
         cacher.reset()
         for layer in tower.blocks:
@@ -125,11 +129,14 @@ def test_attention_across_frames_is_refused(family, tower, seed, change, reason)
 
     for layer in tower.blocks:
         layer.register_forward_pre_hook(across, with_kwargs=True)
-    with attach_cacher(tower), pytest.raises(ValueError, match=reason):
+    with attach_cacher(tower, CacherConfig.paper()), pytest.raises(ValueError, match=reason):
         family.run(tower, family.frames(["door"] * 2, seed))
 
 
 def test_grids_must_be_given(family, tower, seed):
     pixels = family.frames(["door"], seed)[0].pixels
-    with attach_cacher(tower), pytest.raises(ValueError, match="grid_thw must be given"):
+    with (
+        attach_cacher(tower, CacherConfig.paper()),
+        pytest.raises(ValueError, match="grid_thw must be given"),
+    ):
         tower(pixels, grid_thw=None)

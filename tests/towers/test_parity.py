@@ -62,7 +62,7 @@ def assert_same(ours, expected):
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.6])
 @pytest.mark.parametrize("interval", [2, 3])
 def test_equals_the_statement(family, seed, interval, ratio):
-    config = CacherConfig(update_ratio=ratio, refresh_interval=interval)
+    config = CacherConfig.paper(update_ratio=ratio, refresh_interval=interval)
     tower, frames, outputs, statement = stated(family, config, STREAMS, seed)
     for sizes in ([1] * 8, [8], [3, 1, 4]):
         ours, stats = run(family, tower, config, frames, STREAMS, sizes)

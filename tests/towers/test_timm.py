@@ -48,10 +48,10 @@ def test_each_way_in(family, tower, seed, call):
     x = torch.stack([frame.pixels for frame in family.frames(["door"] * 4, seed)])
     with torch.no_grad():
         dense = tensors(call(tower, x))
-        with attach_cacher(tower, CacherConfig(update_ratio=1.0)) as cacher:
+        with attach_cacher(tower, CacherConfig.paper(update_ratio=1.0)) as cacher:
             ours = tensors(call(tower, x))
             assert (cacher.stats.frames, cacher.stats.refreshes) == (4, 1)
-        with attach_cacher(tower) as cacher:
+        with attach_cacher(tower, CacherConfig.paper()) as cacher:
             singly = [tensors(call(tower, frame[None])) for frame in x]
             cacher.reset()
             batch = tensors(call(tower, x))
@@ -66,14 +66,17 @@ def test_each_way_in(family, tower, seed, call):
 def test_a_mask_is_refused(family, tower, seed):
     x = torch.stack([frame.pixels for frame in family.frames(["door"], seed)])
     mask = torch.ones(1, 1, 28, 28, dtype=torch.bool)
-    with attach_cacher(tower), pytest.raises(ValueError, match="attn_mask must be None"):
+    with (
+        attach_cacher(tower, CacherConfig.paper()),
+        pytest.raises(ValueError, match="attn_mask must be None"),
+    ):
         tower.forward_features(x, attn_mask=mask)
 
 
 def test_dropped_patches_in_training_are_refused(family, tower, seed):
     x = torch.stack([frame.pixels for frame in family.frames(["door"] * 2, seed)])
     tower.patch_drop = shapes.PatchDropout(0.5)
-    with torch.no_grad(), attach_cacher(tower):
+    with torch.no_grad(), attach_cacher(tower, CacherConfig.paper()):
         tower(x)
         tower.train()
         with pytest.raises(ValueError, match=r"must not drop out .* with dropout 0\.5"):
@@ -132,7 +135,7 @@ def test_timms_own_settings(vision_transformer, seed, settings, prefix):
     x = torch.randn(3, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         dense = tower(x)
-        with attach_cacher(tower, CacherConfig(update_ratio=1.0)) as cacher:
+        with attach_cacher(tower, CacherConfig.paper(update_ratio=1.0)) as cacher:
             assert cacher.tower.prefix_tokens == prefix
             torch.testing.assert_close(tower(x), dense, rtol=1e-5, atol=1e-5)
 
@@ -172,6 +175,6 @@ def test_a_tower_with_two_class_tokens(vision_transformer, seed):
     x = torch.randn(3, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         dense = tower(x)
-        with attach_cacher(tower, CacherConfig(update_ratio=1.0)) as cacher:
+        with attach_cacher(tower, CacherConfig.paper(update_ratio=1.0)) as cacher:
             assert cacher.tower.prefix_tokens == 2
             torch.testing.assert_close(tower(x), dense, rtol=1e-5, atol=1e-5)

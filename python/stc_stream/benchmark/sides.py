@@ -84,7 +84,7 @@ class Ours:
         self.graph = graph
         self.module = shared_copy(tower.module)
         self._turns = _Turns()
-        config = CacherConfig(update_ratio, policy=self._turns, cuda_graph=graph)
+        config = CacherConfig.paper(update_ratio, policy=self._turns, cuda_graph=graph)
         self.cacher: Cacher = attach_cacher(self.module, config)
 
     def run(self, inputs: Inputs, streams: int, refreshed: frozenset[int]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from stc_stream.cacher.policy import RefreshPolicy
 
@@ -57,6 +57,18 @@ class CacherConfig:
     max_bytes: int | None = None
     reference_keys: ReferenceKeys = "full"
     cuda_graph: bool = False
+
+    @classmethod
+    def paper(
+        cls, update_ratio: float = 0.25, refresh_interval: int = 4, **settings: Any
+    ) -> CacherConfig:
+        """Return the plain schedule of the paper: every so many frames of a stream one is whole.
+
+        Args:
+            update_ratio, refresh_interval: as above.
+            settings: any other field but `refresh_on_change`, which is None.
+        """
+        return cls(update_ratio, refresh_interval, refresh_on_change=None, **settings)
 
     def __post_init__(self) -> None:
         _check_share("update_ratio", self.update_ratio)
