@@ -12,12 +12,13 @@ GPU_CHECK_ARGS ?=
 BENCH_ARGS ?=
 BENCHMARKS ?= benchmarks/test_ops.py benchmarks/test_overhead.py
 BENCH_OUT ?= build/bench
+NEWEST_TRITON := build/newest-triton
 BENCH_FIGURE ?= $(BENCH_OUT)/ops.svg
 
 SOURCES := $(shell find csrc build_backend -name '*.cpp' -o -name '*.h' -o -name '*.py') setup.py
 CPP := $(shell find csrc examples tests -name '*.cpp' -o -name '*.h')
 
-.PHONY: help demo test lint format bench gpu-check sanitize clean distclean
+.PHONY: help demo test test-full check-pins lint format bench gpu-check sanitize clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -28,6 +29,15 @@ demo: $(VENV)/installed  ## stream the sample clip with and without STC, and wri
 
 test: $(VENV)/installed-dev  ## run all tests
 	$(BIN)/python -m pytest $(TEST_ARGS)
+
+# Triton's own pin is the one that torch asks for; its newest lies beside it, on a path of its own.
+test-full: $(VENV)/installed-dev  ## run all tests, then Triton's with the newest Triton
+	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(PIP) install --quiet --upgrade --no-deps --target $(NEWEST_TRITON) triton
+	PYTHONPATH=$(NEWEST_TRITON) $(BIN)/python -m pytest tests/interpret
+
+check-pins: $(VENV)/ready  ## resolve constraints.txt against PyPI for every Python, without downloading
+	.ci/check-pins $(BIN)/python
 
 lint: $(VENV)/installed-dev  ## ruff, mypy --strict and clang-format, changing nothing
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import stc_kernels
 
@@ -72,3 +73,10 @@ def test_a_compiled_package_of_a_pruned_projector(tmp_path):
     for frames in (1, 2):
         lines = run(tmp_path / "run_package", library, package, str(frames)).stdout.splitlines()
         assert lines == [f"kept [{frames}, 8, 64]", *expected[1 : 1 + frames]]
+    # Beside a torch with CUDA the package itself needs libtorch.so; here a library stands for it.
+    if sys.platform == "linux":
+        whole, torch_libraries = tmp_path / "whole.so", Path(torch.__file__).parent / "lib"
+        needed = ["-Wl,--no-as-needed", f"-L{torch_libraries}", "-ltorch", library]
+        subprocess.run(["g++", "-shared", "-o", whole, *needed], check=True)
+        lines = run(tmp_path / "run_package", whole, package, "4").stdout.splitlines()
+        assert lines == expected
