@@ -269,11 +269,14 @@ def plain_call(tower: nn.Module, pixels: Tensor) -> Any:
     return tower(pixels)
 
 
+def timm_or_skip() -> Any:
+    """Return timm; skip where it is not installed, or not the torchvision that it needs."""
+    reason = "timm is not installed, or not the torchvision it needs"
+    return pytest.importorskip("timm", reason=reason)
+
+
 def timm_tower() -> nn.Module:
-    timm = pytest.importorskip(
-        "timm", reason="timm is not installed, or not the torchvision it needs"
-    )
-    return timm.models.vision_transformer.VisionTransformer(
+    return timm_or_skip().models.vision_transformer.VisionTransformer(
         img_size=IMAGE,
         patch_size=PATCH,
         embed_dim=WIDTH,
@@ -474,60 +477,5 @@ FAMILIES = (
         _SELF,
         prefix=1,
         call=plain_call,
-    ),
-)
-
-_GLM = {**QWEN, "hidden_size": WIDTH, "out_hidden_size": 40, "intermediate_size": 48}
-
-
-def relative(
-    reads: str, *names: str, prefix: int = 0, packed: bool = False, **settings: Any
-) -> Family:
-    """Return a tower of another name with the parts of a family: not looked into further."""
-    make = transformer(*names, **settings)
-    return Family(names[1], reads, make, (), siglip_parts, (), prefix, packed)
-
-
-RELATIVES = (
-    relative(
-        "CLIP",
-        "chinese_clip",
-        "ChineseCLIPVisionModel",
-        "ChineseCLIPVisionConfig",
-        prefix=1,
-        **WIDE,
-    ),
-    relative("CLIP", "altclip", "AltCLIPVisionModel", "AltCLIPVisionConfig", prefix=1, **WIDE),
-    relative(
-        "CLIP", "metaclip_2", "MetaClip2VisionModel", "MetaClip2VisionConfig", prefix=1, **WIDE
-    ),
-    relative("DINOv2", "dinov2", "Dinov2Backbone", "Dinov2Config", prefix=1, **SHAPE),
-    relative("DINOv3", "dinov3_vit", "DINOv3ViTBackbone", "DINOv3ViTConfig", prefix=1, **WIDE),
-    relative(
-        "Qwen-VL",
-        "qwen3_vl_moe",
-        "Qwen3VLMoeVisionModel",
-        "Qwen3VLMoeVisionConfig",
-        packed=True,
-        num_position_embeddings=25,
-        **_GLM,
-    ),
-    relative(
-        "Qwen-VL",
-        "qwen3_5",
-        "Qwen3_5VisionModel",
-        "Qwen3_5VisionConfig",
-        packed=True,
-        num_position_embeddings=25,
-        **_GLM,
-    ),
-    relative(
-        "Qwen-VL",
-        "glm4v",
-        "Glm4vVisionModel",
-        "Glm4vVisionConfig",
-        packed=True,
-        image_size=24,
-        **_GLM,
     ),
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
-from towers.families import FAMILIES, PATCH, RELATIVES, Frame, at, collects_by_swapping, joined
+from towers.families import FAMILIES, PATCH, Frame, at, collects_by_swapping, joined
 
 from stc_stream import CacherConfig, attach_cacher
 from stc_stream.towers import FAMILIES as READERS
@@ -50,16 +50,6 @@ def test_one_family_reads_it(family, tower):
         if reader.resembles(module)
     ]
     assert readers == [family.reads]
-
-
-@pytest.mark.parametrize("family", RELATIVES, ids=lambda family: family.name)
-def test_relatives_are_read_as_well(family, tower, frames):
-    dense = family.run(tower, frames)
-    with attach_cacher(tower, CacherConfig.paper(update_ratio=1.0)) as cacher:
-        read = cacher.tower
-        assert (read.family, read.prefix_tokens) == (family.reads, family.prefix)
-        with cacher.streams(STREAMS):
-            assert_close(family.run(tower, frames), dense)
 
 
 LLAVA = [each for each in FAMILIES if each.name.startswith("LLaVA")]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 from towers import shapes
-from towers.families import FAMILIES, HEADS, IMAGE, PATCH, WIDTH, tensors
+from towers.families import FAMILIES, HEADS, IMAGE, PATCH, WIDTH, tensors, timm_or_skip
 
 from stc_stream import CacherConfig, attach_cacher
 from stc_stream.towers import read_tower
@@ -26,8 +26,7 @@ def family(request):
 @pytest.fixture
 def vision_transformer():
     """Return timm's module of vision transformers."""
-    reason = "timm is not installed, or not the torchvision it needs"
-    return pytest.importorskip("timm.models.vision_transformer", reason=reason)
+    return timm_or_skip().models.vision_transformer
 
 
 def small(make, **settings):
