@@ -62,18 +62,20 @@ py::tuple select_scores(const FloatArray& scores, int64_t k, bool largest, bool 
 
 FloatArray frame_difference(const ByteArray& current, const ByteArray& reference, int64_t patch) {
   const int64_t height = current.shape(0), width = current.shape(1);
-  FloatArray out({(height + patch - 1) / patch, (width + patch - 1) / patch});
+  const int64_t across = (width + patch - 1) / patch;
+  FloatArray out({(height + patch - 1) / patch, across});
   float* target = out.mutable_data();
   const uint8_t *a = current.data(), *b = reference.data();
   const py::gil_scoped_release released;
   const std::unique_ptr<uint32_t[]> columns(new uint32_t[3 * width]);
-  stc::kernels().frame_difference(a, b, height, width, patch, columns.get(), target);
+  const std::unique_ptr<uint64_t[]> totals(new uint64_t[across]);
+  stc::kernels().frame_difference(a, b, height, width, patch, columns.get(), totals.get(), target);
   return out;
 }
 
 }  // namespace
 
-PYBIND11_MODULE(_numpy, m) {
+PYBIND11_MODULE(_numpy, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled kernels behind stc_kernels.interop.numpy.";
   m.def("patch_similarity", &patch_similarity);
   m.def("select_scores", &select_scores);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import sysconfig
 import textwrap
 
 import numpy as np
@@ -96,6 +97,25 @@ def test_frame_difference_ends():
     assert (sn.frame_difference(white, white, 3) == 0).all()
     # A window of a larger frame, and a patch larger than both.
     assert sn.frame_difference(black[1:5, ::2], white[1:5, ::2], 99).tolist() == [[1.0]]
+
+
+def test_frame_difference_of_more_rows_than_32_bits_can_add_up():
+    # A column whose differences add up past 2³², in one patch and with another beside it.
+    rows = 2**32 // 255 + 1000
+    black, other = np.zeros((rows, 2, 3), np.uint8), np.full((rows, 2, 3), 255, np.uint8)
+    other[:, 1] = 51
+    assert sn.frame_difference(black[:, :1], other[:, :1], rows).tolist() == [[1.0]]
+    np.testing.assert_allclose(sn.frame_difference(black, other, rows), [[0.6]], rtol=1e-6)
+    lower = sn.frame_difference(black, other, rows - 7)[1]
+    np.testing.assert_allclose(lower, [0.6], rtol=1e-6)
+
+
+@pytest.mark.skipif(
+    not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="not a free-threaded Python"
+)
+def test_leaves_the_global_interpreter_lock_off():
+    code = f"import sys, {sn._kernels.__name__}; assert not sys._is_gil_enabled()"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 SHARED = [case for case in CASES if case[0] in sn.__all__ and "require grad" not in case[3]]

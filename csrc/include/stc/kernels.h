@@ -41,7 +41,8 @@ struct Kernels {
   void (*to_float32)(const void* values, DType dtype, int64_t count, float* out);
   void (*variance)(const Tokens& tokens, int64_t begin, int64_t end, double* sums, float* variance);
   void (*frame_difference)(const uint8_t* current, const uint8_t* reference, int64_t height,
-                           int64_t width, int64_t patch, uint32_t* columns, float* out);
+                           int64_t width, int64_t patch, uint32_t* columns, uint64_t* totals,
+                           float* out);
 };
 
 // The fastest table that this processor can run; STC_KERNELS_ISA in the environment names another,
