@@ -210,7 +210,7 @@ def test_a_silent_network_stream_gives_up_and_hides_its_password() -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         url = f"http://me:secret@127.0.0.1:{silent.getsockname()[1]}/door"
-        with pytest.raises(VideoError, match=r"did not answer within 0\.5 s") as caught:
+        with pytest.raises(VideoError, match=r"did not answer for 0\.5 s") as caught:
             open_video(url, timeout=0.5)
     assert "secret" not in str(caught.value)
 

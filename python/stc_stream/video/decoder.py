@@ -6,8 +6,10 @@ import errno
 import platform
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import av
@@ -17,6 +19,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from stc_stream.video.clock import Clock
 from stc_stream.video.frames import Frame, Opened, VideoError, Warn
 
 # FFmpeg would render these as pictures of their text.
@@ -63,7 +66,8 @@ def open_camera(number: int, timeout: float, warn: Warn) -> Opened:
             f"camera {number} ({device}) cannot be opened ({_reason(error)}): check that nothing "
             "else uses it, and that it may be read"
         ) from None
-    return _opened(container, f"camera {number}", f"camera {number}", warn, live=True)
+    name = f"camera {number}"
+    return _opened(container, name, name, warn, timeout, live=True)
 
 
 def open_url(url: str, timeout: float, warn: Warn) -> Opened:
@@ -73,22 +77,27 @@ def open_url(url: str, timeout: float, warn: Warn) -> Opened:
         VideoError: it does not answer within `timeout` seconds, or gives no video.
     """
     name = _without_password(url)
+    live = url.lower().startswith(("rtsp", "rtmp"))
     options = {"rtsp_transport": "tcp"} if url.lower().startswith("rtsp") else {}
     try:
         container = av.open(url, options=options, timeout=timeout)
     except (av.error.ExitError, av.error.TimeoutError):
-        raise VideoError(
-            f"{name} did not answer within {timeout:g} s: check the address and the network"
-        ) from None
+        raise _silent(name, timeout) from None
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(
             f"{name} cannot be opened ({_reason(error)}): check the address and the network"
         ) from None
-    return _opened(container, name, name, warn, live=url.lower().startswith(("rtsp", "rtmp")))
+    return _opened(container, name, name, warn, timeout, live=live)
 
 
 def _opened(
-    container: InputContainer, name: str, shown: str, warn: Warn, *, live: bool = False
+    container: InputContainer,
+    name: str,
+    shown: str,
+    warn: Warn,
+    timeout: float | None = None,
+    *,
+    live: bool = False,
 ) -> Opened:
     streams = [stream for stream in container.streams.video if not _is_cover(stream)]
     if not streams or container.format.name in _NOT_VIDEO_FORMATS:
@@ -99,21 +108,22 @@ def _opened(
     stream.codec_context.thread_count = 1
     rate = float(stream.average_rate) if stream.average_rate else None
     seconds = None if live else _seconds(container, stream)
-    count = stream.frames or (round(seconds * rate) if seconds and rate else None)
-    frames = _decoded(container, stream, seconds, rate, warn)
-    return Opened(name, frames, container.close, None if live else count, rate)
+    frames = _decoded(container, stream, shown, seconds, Clock(rate), timeout, warn)
+    # Where frames come at no steady rate, nobody knows how many there are in a part.
+    steady = rate if rate and stream.base_rate and abs(stream.base_rate / rate - 1) < 0.01 else None
+    return Opened(name, frames, container.close, None if live else stream.frames or None, steady)
 
 
 def _decoded(
     container: InputContainer,
     stream: VideoStream,
+    name: str,
     seconds: float | None,
-    rate: float | None,
+    clock: Clock,
+    timeout: float | None,
     warn: Warn,
 ) -> Iterator[Frame]:
     index = 0
-    start: float | None = None
-    time = 0.0
     damaged = False
     ended: str | None = None
     packets = container.demux(stream)
@@ -123,34 +133,54 @@ def _decoded(
         except StopIteration:
             break
         except av.FFmpegError as error:
+            silent = timeout is not None and isinstance(
+                error, av.error.ExitError | av.error.TimeoutError
+            )
+            if silent and not index:
+                raise _silent(name, timeout or 0.0) from None
             # Reading cannot go on, but frames already read may still be inside the decoder.
-            ended = _reason(error)
+            ended = f"it did not answer for {timeout:g} s" if silent else _reason(error)
             packet = None
-        try:
-            pictures = stream.codec_context.decode(packet)
-        except av.error.EOFError:
-            break
-        except av.FFmpegError:
+        failed = False
+        with _errors() as errors:
+            try:
+                pictures = stream.codec_context.decode(packet)
+            except av.error.EOFError:
+                break
+            except av.FFmpegError:
+                pictures, failed = [], True
+        # Some decoders leave a broken frame out and only log it.
+        if failed or errors or any(picture.is_corrupt for picture in pictures):
             damaged = _damaged(index, damaged, warn)
-            continue
         for picture in pictures:
-            stamp = picture.time
-            if stamp is None:
-                stamp = (start or 0.0) + index / (rate or 25.0)
-            start = stamp if start is None else start
-            time = stamp - start
-            if picture.is_corrupt:
-                damaged = _damaged(index, damaged, warn)
+            time = clock.read(picture)
             yield Frame(index, time, _pixels(picture))
             index += 1
-    missing = 0.0 if seconds is None or not index else seconds - time - 1 / (rate or 25.0)
+    missing = 0.0 if seconds is None or not index else seconds - clock.end
     if ended is not None:
         warn(f"the video could not be read beyond frame {max(index - 1, 0)} ({ended})")
-    elif missing > max(0.25, 2 / (rate or 25.0)):
+    elif missing > max(0.25, clock.step):
         warn(
-            f"the video is cut short: it ends at frame {index - 1}, {time:.2f} s of the "
+            f"the video is cut short: it ends at frame {index - 1}, {clock.time:.2f} s of the "
             f"{seconds:.2f} s that its header promises"
         )
+
+
+@contextmanager
+def _errors() -> Iterator[list[tuple[int, str, str]]]:
+    """Collect what FFmpeg logs as an error inside, in this thread."""
+    level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
+    if level is None or level < av.logging.ERROR:
+        av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)
+    errors: list[tuple[int, str, str]] = []
+    try:
+        with av.logging.Capture() as logs:
+            yield errors
+    finally:
+        errors += [log for log in logs if log[0] <= av.logging.ERROR]
+        av.logging.set_skip_repeated(skips)
+        av.logging.set_level(level)
 
 
 def _damaged(index: int, already: bool, warn: Warn) -> bool:
@@ -163,8 +193,17 @@ def _damaged(index: int, already: bool, warn: Warn) -> bool:
 def _pixels(picture: VideoFrame) -> NDArray[np.uint8]:
     pixels: NDArray[np.uint8] = picture.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
     # A phone held upright writes its pictures lying down, with a note to turn them.
-    turns = round(picture.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+    note: Any = picture.side_data.get("DISPLAYMATRIX")
+    if note is None:
+        return pixels
+    # A pixel at (x, y) is shown at (a x + c y, b x + d y), but for a shift.
+    a, b, _, c, d = np.frombuffer(note, np.int32)[:5]
+    if abs(int(a)) >= abs(int(b)):
+        right, down = a, d
+    else:
+        pixels = pixels.swapaxes(0, 1)
+        right, down = c, b
+    return np.ascontiguousarray(pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1])
 
 
 def _seconds(container: InputContainer, stream: VideoStream) -> float | None:
@@ -193,6 +232,12 @@ def _reason(error: Exception) -> str:
             return "connection refused"
         return (error.strerror or "unknown error").rstrip(".").lower()
     return str(error).partition("\n")[0]
+
+
+def _silent(name: str, timeout: float) -> VideoError:
+    return VideoError(
+        f"{name} did not answer for {timeout:g} s: check that it is on and can be reached"
+    )
 
 
 def _without_password(url: str) -> str:

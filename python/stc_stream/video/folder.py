@@ -37,7 +37,7 @@ def _images(paths: Sequence[Path], warn: Warn) -> Iterator[Frame]:
     for index, path in enumerate(paths):
         try:
             with Image.open(path) as image:
-                picture = ImageOps.exif_transpose(image).convert("RGB")
+                picture = _in_colour(ImageOps.exif_transpose(image))
         except (
             Image.DecompressionBombError,
             UnidentifiedImageError,
@@ -49,6 +49,24 @@ def _images(paths: Sequence[Path], warn: Warn) -> Iterator[Frame]:
             warn(f"frame {index}, {path.name}, is left out: {reason}")
             continue
         yield Frame(index, index / IMAGES_A_SECOND, np.array(picture))
+
+
+def _in_colour(image: Image.Image) -> Image.Image:
+    """Convert to 8 bits a colour, where Pillow itself would cut off what is above 255.
+
+    Raises:
+        ValueError: the range of its values is not known.
+    """
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image.convert("RGB")
+    values = np.asarray(image).astype(np.float64)
+    top = 1.0 if image.mode == "F" else 65535.0
+    if not (values.min() >= 0 and values.max() <= top):
+        kind = "floating-point" if image.mode == "F" else "integer"
+        raise ValueError(
+            f"its {kind} pixels are outside 0 to {top:g}, so what is white is not known"
+        )
+    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8)).convert("RGB")
 
 
 def _natural(path: Path) -> list[tuple[int, int | str]]:

@@ -86,7 +86,7 @@ def open_video(
 
 def _open(source: str | Path | int, timeout: float, warn: Warn) -> Opened:
     # Imported here, so that each needs its own package and no other.
-    from stc_stream.video import decoder, folder
+    from stc_stream.video import animation, decoder, folder
 
     text = str(source)
     if not text:
@@ -105,6 +105,8 @@ def _open(source: str | Path | int, timeout: float, warn: Warn) -> Opened:
         if path.is_dir():
             return folder.open_folder(path, warn)
         if path.exists():
+            if animation.is_animation(path):
+                return animation.open_animation(path, warn)
             return decoder.open_file(path, warn)
     except PermissionError:
         raise VideoError(f"{text} may not be read: check its permissions") from None
