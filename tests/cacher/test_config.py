@@ -46,8 +46,8 @@ def test_the_papers_schedule_watches_nothing():
 
 @pytest.mark.parametrize(
     ("tokens", "ratio", "k"),
-    # 0.29 · 100 is 28.999999999999996 and 0.7 · 10 is 7.0 in the doubles that were given.
-    [(729, 0.25, 182), (100, 0.29, 28), (10, 0.7, 7), (5, 0.1, 1), (16, 1.0, 16), (16, 1, 16)],
+    # 0.29 · 100 is 28.999999999999996 and 0.7 · 10 is 7.0 in doubles.
+    [(729, 0.25, 182), (100, 0.29, 29), (10, 0.7, 7), (5, 0.1, 1), (16, 1.0, 16), (16, 1, 16)],
 )
 def test_updated_tokens(tokens, ratio, k):
     assert CacherConfig(update_ratio=ratio).updated_tokens(tokens) == k

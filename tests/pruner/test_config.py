@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from decimal import Decimal
+from fractions import Fraction
 
+import numpy as np
 import pytest
+import torch
 
-from stc_stream import PrunerConfig, TokenPruner
+from stc_stream import CacherConfig, PrunerConfig, TokenPruner
 
 
 @pytest.mark.parametrize(
@@ -55,6 +59,36 @@ def test_kept_tokens():
     assert PrunerConfig.paper(keep_ratio=0.3).kept_tokens(196) == 58
     assert PrunerConfig.paper(keep_ratio=0.01).kept_tokens(5) == 1
     assert PrunerConfig.released().kept_tokens(196) == 64
+
+
+def test_a_share_is_counted_as_the_decimal_that_was_written(generator):
+    for digits in torch.randint(1, 6, (300,), generator=generator).tolist():
+        numerator = int(torch.randint(1, 10**digits, (), generator=generator))
+        written = Decimal(numerator).scaleb(-digits)
+        tokens = int(torch.randint(1, 4000, (), generator=generator))
+        ratio, kept = float(written), max(1, int(written * tokens))
+        assert PrunerConfig.paper(keep_ratio=ratio).kept_tokens(tokens) == kept, (tokens, ratio)
+        assert CacherConfig(update_ratio=ratio).updated_tokens(tokens) == kept, (tokens, ratio)
+        published = PrunerConfig.released(keep_ratio=ratio)
+        assert published.kept_tokens(tokens) == max(1, int(tokens * ratio))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "tokens", "kept"),
+    [
+        (0.29, 100, 29),
+        (0.57, 100, 57),
+        (np.float32(0.29), 100, 29),
+        (1 / 3, 729, 243),
+        (2 / 3, 9, 6),
+        (Fraction(2, 7), 49, 14),
+        (1e-9, 5000, 1),
+    ],
+)
+def test_shares_that_doubles_miss(ratio, tokens, kept):
+    assert PrunerConfig.paper(keep_ratio=ratio).kept_tokens(tokens) == kept
+    channels = PrunerConfig(strategy="gaussian", keep_ratio=0.5, channel_keep_ratio=ratio)
+    assert channels.scored_channels(tokens) == kept
 
 
 def test_the_pruner_takes_a_config():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from stc_stream import PrunerConfig, TokenPruner
+from stc_stream.pruner.anchors import FrameHistory
 
 PAPER = PrunerConfig.paper(tokens_per_frame=5)
 
@@ -38,6 +39,15 @@ def test_reset_forgets_one_stream_or_all(config, generator):
     pruner.reset()
     with pytest.raises(ValueError, match="streams known: none"):
         pruner.reset("yard")
+
+
+def test_a_stream_that_is_named_twice_is_reset_once(generator):
+    pruner, clip = TokenPruner(PAPER), torch.randn(2, 20, 16, generator=generator)
+    pruner(clip, stream="door")
+    pruner(clip, stream="yard")
+    pruner.reset("door", "door")
+    with pytest.raises(ValueError, match="streams known: 'yard'"):
+        pruner.reset("door")
 
 
 @pytest.mark.parametrize(
@@ -122,6 +132,39 @@ def test_a_broken_frame_does_not_spoil_the_anchor(window, generator):
     without = TokenPruner(config)(clip[[0, 1, 3, 4, 5]])
     at = [0, 1, 5] if window else [0, 1, 3, 4, 5]
     assert torch.equal(pruned.index[at], without.index[[0, 1, 4] if window else slice(None)])
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 7, 40, 10**30, None])
+def test_an_anchor_is_the_mean_of_the_frames_before(window, generator):
+    means = torch.randn(23, 6, generator=generator)
+    means[torch.randint(0, 23, (3,), generator=generator)] *= 1e16
+    means[11] = torch.nan
+    pieces, history = [], FrameHistory.empty(6, means.device)
+    for calls in (1, 4, 1, 9, 2, 6):
+        first = history.frames
+        anchors, history = history.advance(means[first : first + calls], window)
+        pieces.append(anchors)
+    together, after = FrameHistory.empty(6, means.device).advance(means, window)
+    assert torch.equal(torch.cat(pieces), together)
+    assert torch.equal(history.means, after.means)
+    for t, anchor in enumerate(together):
+        past = means[0 if window is None else max(0, t - window) : t].double()
+        past = past[past.isfinite().all(dim=1)]
+        expected = past.mean(0) if len(past) else torch.zeros(6, dtype=torch.float64)
+        loudest = float(past.abs().max()) if len(past) else 0.0
+        torch.testing.assert_close(anchor.double(), expected, rtol=1e-6, atol=1e-15 * loudest)
+
+
+@pytest.mark.parametrize("loud", [1e16, -3e12, 1e30])
+def test_a_frame_that_is_out_of_scale_leaves_with_the_window(loud, generator):
+    config = PrunerConfig.paper(tokens_per_frame=5, window=3)
+    clip = torch.randn(12, 20, 16, generator=generator)
+    clip[4] *= loud
+    at_once, one_by_one = TokenPruner(config)(clip).index, TokenPruner(config)
+    assert torch.equal(torch.cat([one_by_one(frame[None]).index for frame in clip]), at_once)
+    without = TokenPruner(config)
+    without(clip[5:8])
+    assert torch.equal(without(clip[8:]).index, at_once[8:])
 
 
 def test_a_call_that_fails_leaves_the_history(generator):

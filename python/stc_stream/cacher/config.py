@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from stc_stream.cacher.policy import RefreshPolicy
+from stc_stream.ratios import share_of
 
 Metric = Literal["cosine", "dot", "l1", "l2"]
 ReferenceKeys = Literal["full", "int8"]
@@ -106,10 +107,9 @@ class CacherConfig:
     def updated_tokens(self, tokens: int) -> int:
         """Return k, the tokens of a frame of `tokens` that a selective frame recomputes.
 
-        k = max(1, floor(tokens · update_ratio)), the product being the double that Python makes
-        of the two.
+        k = max(1, floor(tokens · update_ratio)), the ratio being the decimal that was written.
         """
-        return max(1, math.floor(tokens * self.update_ratio))
+        return share_of(tokens, self.update_ratio)
 
     def budget_step(self, tokens: int) -> int:
         """Return what the number of recomputed tokens is a multiple of under `threshold`."""

@@ -44,20 +44,21 @@ class FrameHistory:
             window: past frames an anchor is the mean of; None: all.
         """
         new, finite = _finite(frame_means)
+        held, frames = len(self.means), self.frames + len(new)
         means = torch.cat([self.means.to(new.device), new])
         counts = torch.cat([self.counts.to(new.device), finite])
-        sums = torch.cat([means.new_zeros(1, self.width), means.cumsum(0)])
-        totals = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        end = torch.arange(len(self.means), len(means), device=new.device)
-        past, seen = sums[end], totals[end]
-        if window is not None:
-            start = (end - window).clamp(min=0)
-            past, seen = past - sums[start], seen - totals[start]
-            means, counts = means[-window:].clone(), counts[-window:].clone()
-        else:
+        if window is None:
+            sums, totals = _sums_before(means), _sums_before(counts)
+            past, seen = sums[held:-1], totals[held:-1]
             means, counts = sums[-1:].clone(), totals[-1:].clone()
+        else:
+            first = frames - len(means)
+            past = _window_sums(means, first, window)[held:]
+            seen = _window_sums(counts, first, window)[held:]
+            kept = min(window, len(means))
+            means, counts = means[-kept:].clone(), counts[-kept:].clone()
         anchors = (past / seen.clamp(min=1)[:, None]).float()
-        return anchors, FrameHistory(self.width, self.frames + len(new), means, counts)
+        return anchors, FrameHistory(self.width, frames, means, counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +89,32 @@ class CallHistory:
         count = self.count.to(new.device) + finite[0]
         anchor = (total / count.clamp(min=1)).float()
         return anchor, CallHistory(self.width, total, count)
+
+
+def _sums_before(rows: Tensor) -> Tensor:
+    """Return the sum of the rows before each place, [n + 1, ..]."""
+    return torch.cat([torch.zeros_like(rows[:1]), rows.cumsum(0)])
+
+
+def _window_sums(rows: Tensor, first: int, window: int) -> Tensor:
+    """Return, for each row, the sum of at most `window` rows before it, [n, ..].
+
+    A difference of two running sums would lose what is small beside a frame that has left the
+    window. So the frames are cut into runs as long as the window, and a window is the end of one
+    run and the beginning of the next. Runs go by the frames' numbers: frames are added in the same
+    order however they come in calls.
+
+    Args:
+        rows: one a frame, float64.
+        first: the number of the first of these frames in its stream.
+        window: frames.
+    """
+    count = len(rows)
+    runs = rows.tensor_split(tuple(range(window - first % window, count, window)))
+    own = torch.cat([_sums_before(run)[:-1] for run in runs])
+    ends = torch.cat([run.flip(0).cumsum(0).flip(0) for run in runs])
+    none = torch.zeros_like(rows[: min(window, count)])
+    return own + torch.cat([none, ends[: count - len(none)]])
 
 
 def _finite(means: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
+
+from stc_stream.ratios import share_of
 
 Strategy = Literal["dual_anchor", "gaussian"]
 Layout = Literal["flat", "grid"]
@@ -94,11 +95,24 @@ class PrunerConfig:
             )
 
     def kept_tokens(self, tokens: int) -> int:
-        """Return k, how many of a frame's `tokens` (in "grid", of its patches) are kept."""
+        """Return k, how many of a frame's `tokens` (in "grid", of its patches) are kept.
+
+        With `keep_ratio`, max(1, floor(tokens · keep_ratio)), the ratio being the decimal that was
+        written; under the "released" history the double that Python makes of the two, as there.
+        """
         if self.keep_ratio is not None:
-            return max(1, math.floor(tokens * self.keep_ratio))
+            return self._share(tokens, self.keep_ratio)
         assert self.tokens_per_frame is not None
         return self.tokens_per_frame
+
+    def scored_channels(self, channels: int) -> int:
+        """Return how many of so many channels "gaussian" looks at, counted likewise."""
+        return self._share(channels, self.channel_keep_ratio)
+
+    def _share(self, count: int, ratio: float) -> int:
+        if self.history == "released":
+            return max(1, int(count * ratio))
+        return share_of(count, ratio)
 
 
 def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:

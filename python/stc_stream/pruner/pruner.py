@@ -89,7 +89,7 @@ class TokenPruner:
             if stream not in self._histories:
                 known = ", ".join(map(repr, self._histories)) or "none"
                 raise ValueError(f"no stream is named {stream!r}; streams known: {known}")
-        for stream in streams or tuple(self._histories):
+        for stream in dict.fromkeys(streams) or tuple(self._histories):
             del self._histories[stream]
 
     def __repr__(self) -> str:
@@ -102,8 +102,7 @@ class TokenPruner:
         k, width = self._kept(frames), frames.shape[2]
         channels = None
         if config.strategy == "gaussian":
-            keep = max(1, math.floor(width * config.channel_keep_ratio))
-            channels = stc_kernels.quiet_channels(frames, keep)
+            channels = stc_kernels.quiet_channels(frames, config.scored_channels(width))
         with torch.no_grad():
             means = frames.mean(dim=1, dtype=torch.float32)
         past = self._histories.get(stream)
