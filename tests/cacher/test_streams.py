@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import threading
+import uuid
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -144,7 +149,7 @@ def test_names_must_match_the_rows(make_tower, make_clip):
             with pytest.raises(TypeError, match="one name a row"), cacher.streams(names):
                 pass
         for name in (["a"], ("rack", ["a"])):
-            with pytest.raises(TypeError, match="must hold hashable"), cacher.streams([name]):
+            with pytest.raises(TypeError, match="must have hashable names"), cacher.streams([name]):
                 pass
         assert cacher.stats.frames == 0
 
@@ -162,6 +167,108 @@ def test_a_batch_that_is_refused_costs_no_stream_anything(make_tower, make_clip)
             features(tower, clip[2:])
         assert cacher.stats == before
         close(features(tower, clip[2:4]), expected)
+
+
+def test_a_name_that_compares_by_identity_is_refused(make_tower, make_clip):
+    tower, clip = make_tower(), make_clip(1)
+    with attach_cacher(tower) as cacher:
+        for name in (torch.tensor(3), ("rack", torch.zeros(2)), object()):
+            with pytest.raises(TypeError, match="compare by value"), cacher.streams([name]):
+                features(tower, clip)
+            with pytest.raises(TypeError, match="compare by value"):
+                cacher.reset(name)
+        features(tower, clip)  # nothing was named
+        assert cacher.stats.streams == 1
+
+
+def test_names_that_are_equal_are_one_stream(make_tower, make_clip):
+    tower, clip = make_tower(), make_clip(3)
+    with (
+        attach_cacher(tower) as cacher,
+        cacher.streams([7, np.int64(7), ("rack", uuid.UUID(int=1))]),
+    ):
+        features(tower, clip)
+        with cacher.streams([torch.tensor([7]).tolist()[0], ("rack", uuid.UUID(int=1)), 7.0]):
+            features(tower, clip)
+        assert cacher.stats.streams == 2
+
+
+def test_after_a_name_every_forward_needs_one(make_tower, make_clip):
+    tower, clip = make_tower(), make_clip(4)
+    dense = features(tower, clip)
+    with attach_cacher(tower, CacherConfig.paper(refresh_interval=100)) as cacher:
+        close(features(tower, clip[:1]), dense[:1])  # before any name: the one stream of all
+        with cacher.streams(["door"]):
+            features(tower, clip[:1])
+        before = cacher.stats
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"must name each row .* reset\(\).*to_thread"):
+                features(tower, clip[1:2])
+        assert cacher.stats == before
+        with cacher.paused():
+            assert torch.equal(features(tower, clip), dense)
+        with cacher.streams(["door"]):
+            door = features(tower, clip[1:2])
+        cacher.reset("door")
+        with pytest.raises(ValueError, match="must name each row"):
+            features(tower, clip[1:2])
+        cacher.reset()
+        close(features(tower, clip[:1]), dense[:1])
+        close(features(tower, clip[1:2]), door)
+
+
+def test_a_reset_inside_named_streams_keeps_to_names(make_tower, make_clip):
+    tower, clip = make_tower(), make_clip(2)
+    with attach_cacher(tower) as cacher:
+        with cacher.streams(["door"]):
+            cacher.reset()
+            features(tower, clip[:1])
+        with pytest.raises(ValueError, match="must name each row"):
+            features(tower, clip[1:])
+
+
+def carried(loop, work):
+    return loop.run_in_executor(None, contextvars.copy_context().run, work)
+
+
+@pytest.mark.parametrize(
+    ("run", "arrives"),
+    [
+        (lambda loop, work: loop.run_in_executor(None, work), False),
+        (lambda loop, work: asyncio.to_thread(work), True),
+        (carried, True),
+    ],
+    ids=["executor", "to_thread", "copy_context"],
+)
+def test_names_that_do_not_reach_a_thread_are_missed(run, arrives, make_tower, make_clip, seed):
+    tower = make_tower()
+    clips = {"door": make_clip(3), "yard": make_clip(3, seed=seed + 1)}
+    config = CacherConfig.paper(refresh_interval=100)
+    alone = {}
+    for name, clip in clips.items():
+        with attach_cacher(tower, config):
+            alone[name] = features(tower, clip)
+
+    async def feed(cacher, name):
+        frames = []
+        for frame in clips[name]:
+            with cacher.streams([name]):
+                work = partial(features, tower, frame[None])
+                frames.append(await run(asyncio.get_running_loop(), work))
+        return torch.cat(frames)
+
+    async def serve(cacher):
+        return await asyncio.gather(*(feed(cacher, name) for name in clips))
+
+    with attach_cacher(tower, config) as cacher:
+        if arrives:
+            for ours, expected in zip(asyncio.run(serve(cacher)), alone.values(), strict=True):
+                close(ours, expected)
+            assert cacher.stats.streams == 2
+        else:
+            with pytest.raises(ValueError, match=r"enter it there, or run .*copy_context\(\)\.run"):
+                asyncio.run(serve(cacher))
+            assert cacher.stats.frames == 0
 
 
 def test_an_empty_batch_is_empty(make_tower):

@@ -27,7 +27,7 @@ def test_reset_forgets_one_stream_or_all(config, generator):
     past, clip = torch.randn(2, 4, 20, 16, generator=generator)
     fresh = TokenPruner(config)(clip).index
     pruner = TokenPruner(config)
-    for stream in ("door", "yard", None):
+    for stream in ("door", "yard"):
         pruner(past + 3, stream=stream)
     pruner.reset("door")
     assert torch.equal(pruner(clip, stream="door").index, fresh)
@@ -39,6 +39,37 @@ def test_reset_forgets_one_stream_or_all(config, generator):
     pruner.reset()
     with pytest.raises(ValueError, match="streams known: none"):
         pruner.reset("yard")
+
+
+def test_after_a_name_every_call_needs_one(generator):
+    clip = torch.randn(3, 20, 16, generator=generator)
+    fresh, pruner = TokenPruner(PAPER)(clip).index, TokenPruner(PAPER)
+    pruner(clip)  # before any name: the one stream of all
+    with pytest.raises(ValueError, match="18"):
+        pruner(torch.randn(1, 18, 16, generator=generator)[:, :, :0], stream="door")
+    pruner(clip)
+    pruner(clip[:2], stream="door")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"stream must be given, .* reset\(\)"):
+            pruner(clip)
+    door = pruner(clip[2:], stream="door").index
+    assert torch.equal(door, fresh[2:])
+    pruner.reset("door")
+    with pytest.raises(ValueError, match="stream must be given"):
+        pruner(clip)
+    pruner.reset()
+    assert torch.equal(pruner(clip).index, fresh)
+
+
+def test_a_name_that_compares_by_identity_is_refused(generator):
+    clip, pruner = torch.randn(2, 20, 16, generator=generator), TokenPruner(PAPER)
+    for stream in (torch.tensor(1), object(), float("nan")):
+        with pytest.raises(TypeError, match="names that compare by value"):
+            pruner(clip, stream=stream)
+        with pytest.raises(TypeError, match="names that compare by value"):
+            pruner.reset(stream)
+    pruner(clip)
+    assert len(pruner._histories) == 1
 
 
 def test_a_stream_that_is_named_twice_is_reset_once(generator):
@@ -198,7 +229,7 @@ def test_other_widths_than_the_stream_are_named(generator):
         pruner(torch.randn(2, 20, 16, generator=generator), stream="door")
         with pytest.raises(ValueError, match=r"16 channels .* 'door', but has 18: reset"):
             pruner(torch.randn(2, 20, 18, generator=generator), stream="door")
-        pruner(torch.randn(2, 20, 18, generator=generator))
+        pruner(torch.randn(2, 20, 18, generator=generator), stream="yard")
 
 
 def test_a_frame_that_is_no_grid_is_named():

@@ -23,10 +23,8 @@ from stc_stream.cacher.layer import QueryValueProjection
 from stc_stream.cacher.record import Recording
 from stc_stream.cacher.references import FrameKind, LayerShape, ReferencePool
 from stc_stream.cacher.schedule import Streams
+from stc_stream.stream_names import DEFAULT_STREAM, check_names
 from stc_stream.towers import Entry, Tower, read_tower
-
-DEFAULT_STREAM = "default"
-"""The stream of every row when no streams are named."""
 
 
 def attach_cacher(model: nn.Module, config: CacherConfig | None = None) -> Cacher:
@@ -107,6 +105,7 @@ class Cacher:
         self._lock = threading.RLock()
         self._last_forward: torch.cuda.Event | None = None
         self._running = False
+        self._named = False
         self._recomputed = 0
         self._reused = 0
         self._projections = tuple(
@@ -140,19 +139,21 @@ class Cacher:
     def streams(self, names: Sequence[Hashable]) -> Iterator[None]:
         """Name the stream of each row of the batches run inside; in time order within a stream.
 
+        Once streams have been named, in whichever thread, a forward without names is a ValueError
+        until `reset()`.
+
         Args:
-            names: one hashable name a row; a batch of another number of rows is a ValueError.
-                Where frames come packed, as Qwen's do, one a frame (temporal patch) or one a row
-                of `grid_thw`.
+            names: one hashable name a row, that compares by value; a batch of another number of
+                rows is a ValueError. Where frames come packed, as Qwen's do, one a frame (temporal
+                patch) or one a row of `grid_thw`.
+
+        Raises:
+            TypeError: not a list of names, or one that compares by identity, as a tensor does.
         """
         if isinstance(names, str) or not isinstance(names, Sequence):
             raise TypeError(f"streams must be a list of one name a row, but is {names!r}")
-        for name in names:
-            try:
-                hash(name)
-            except TypeError:
-                message = f"streams must hold hashable names, but holds {name!r}"
-                raise TypeError(message) from None
+        check_names(names)
+        self._named = True
         with self._scoped(streams=tuple(names)):
             yield
 
@@ -174,7 +175,9 @@ class Cacher:
 
         Raises:
             ValueError: a stream that is not known; nothing is forgotten then.
+            TypeError: a name that compares by identity.
         """
+        check_names(streams)
         with self._lock:
             self._refuse_inside_forward("reset")
             for stream in streams:
@@ -185,6 +188,7 @@ class Cacher:
                 self._streams.forget(*dict.fromkeys(streams))
                 return
             self._streams.clear()
+            self._named = False
             if self._graphs is not None:
                 self._graphs.clear()
 
@@ -271,6 +275,8 @@ class Cacher:
                 raise RuntimeError("the tower was called again from inside its own forward")
             return densely(*args, **kwargs)
         grids = self._check(signature, args, kwargs)
+        if scope.streams is None:
+            self._refuse_without_names()
         with self._lock, torch.no_grad(), self._in_turn():
             # The lock lets its own thread in, and a fresh context does not know of the forward.
             if self._running:
@@ -296,6 +302,7 @@ class Cacher:
             finally:
                 self._running = False
             forward.commit()
+            self._named = self._named or scope.streams is not None
             self._recomputed += forward.computed
             self._reused += forward.tokens - forward.computed
         return output
@@ -351,6 +358,15 @@ class Cacher:
         if not isinstance(grids, Tensor):
             raise ValueError("grid_thw must be given while a Cacher is attached")
         return [(int(t), int(h), int(w)) for t, h, w in grids.tolist()]
+
+    def _refuse_without_names(self) -> None:
+        if self._named:
+            raise ValueError(
+                "streams must name each row of the batch, because streams have been named since "
+                "the last reset(), and rows without a name would spoil each other. Names hold for "
+                "the thread or task that entered Cacher.streams: in an executor's thread enter it "
+                "there, or run the forward by asyncio.to_thread or contextvars.copy_context().run"
+            )
 
     def _refuse_inside_forward(self, what: str) -> None:
         if self._scope().forward is not None:

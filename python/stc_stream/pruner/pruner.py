@@ -12,9 +12,7 @@ from torch import Tensor
 import stc_kernels
 from stc_stream.pruner.anchors import CallHistory, FrameHistory
 from stc_stream.pruner.config import PrunerConfig
-
-DEFAULT_STREAM = "default"
-"""The stream of a call that names none."""
+from stc_stream.stream_names import DEFAULT_STREAM, check_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +44,7 @@ class TokenPruner:
             raise TypeError(f"config must be a PrunerConfig, but is a {type(config).__name__}")
         self.config = config
         self._histories: dict[Hashable, FrameHistory | CallHistory] = {}
+        self._named = False
 
     def __call__(self, tokens: Tensor, stream: Hashable = None) -> PrunedTokens:
         """Keep k tokens of each frame and add the frames to the stream's history.
@@ -53,7 +52,8 @@ class TokenPruner:
         Args:
             tokens: [F, T, D], consecutive frames of one stream; float32, float16 or bfloat16, any
                 strides. F may be 0. In "grid", T is s · (s + 1).
-            stream: whose frames these are; None: those of a stream of its own.
+            stream: whose frames these are, a hashable name that compares by value; None: the one
+                stream, "default", of a pruner that is told no names.
 
         Returns:
             The kept tokens and their rows. Frames given at once or one by one give the same with
@@ -62,10 +62,11 @@ class TokenPruner:
 
         Raises:
             ValueError: a wrong shape, fewer tokens a frame than are to be kept, another number of
-                channels than the stream's history has, an input that requires grad in grad mode.
-            TypeError: a wrong dtype, or not a tensor.
+                channels than the stream's history has, an input that requires grad in grad mode,
+                no stream after one was named.
+            TypeError: a wrong dtype, or not a tensor; a name that compares by identity.
         """
-        stream = DEFAULT_STREAM if stream is None else stream
+        named, stream = stream is not None, self._name(stream)
         side = self._check(tokens, stream)
         frames = tokens if side is None else _patches(tokens, side)
         if tokens.shape[0] == 0:
@@ -73,6 +74,7 @@ class TokenPruner:
         else:
             kept, index, history = self._prune(frames, stream)
             self._histories[stream] = history
+            self._named = self._named or named
             if side is None:
                 return PrunedTokens(kept, index)
         if side is not None:
@@ -84,16 +86,31 @@ class TokenPruner:
 
         Raises:
             ValueError: a stream that is not known; nothing is forgotten then.
+            TypeError: a name that compares by identity.
         """
+        check_names(streams)
         for stream in streams:
             if stream not in self._histories:
                 known = ", ".join(map(repr, self._histories)) or "none"
                 raise ValueError(f"no stream is named {stream!r}; streams known: {known}")
         for stream in dict.fromkeys(streams) or tuple(self._histories):
             del self._histories[stream]
+        if not streams:
+            self._named = False
 
     def __repr__(self) -> str:
         return f"TokenPruner({self.config})"
+
+    def _name(self, stream: Hashable) -> Hashable:
+        if stream is not None:
+            check_names([stream])
+            return stream
+        if self._named:
+            raise ValueError(
+                "stream must be given, because streams have been named since the last reset(): "
+                "frames without a name would share one past, whichever stream they are of"
+            )
+        return DEFAULT_STREAM
 
     def _prune(
         self, frames: Tensor, stream: Hashable
