@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from towers.families import QWEN, WIDE, tensors
 
-from stc_stream import CacherConfig, attach_cacher
+from stc_stream import Cacher, CacherConfig, attach_cacher
 
 TEXT = {
     "vocab_size": 64,
@@ -33,7 +35,7 @@ MROPE = {
     }
 }
 IMAGE_TOKEN = 60
-GRIDS = [[1, 6, 4]] * 3
+GRIDS = [[3, 6, 4]]
 
 
 @dataclass(frozen=True)
@@ -59,21 +61,31 @@ class Case:
 
     def features(self, model: nn.Module) -> dict[str, Tensor]:
         """Return what the model's own method makes of the frames."""
-        frames = dict(self.frames)
-        videos = frames.pop("pixel_values_videos", None)
         with torch.no_grad():
-            if videos is not None:
-                return tensors(model.get_video_features(videos))
-            return tensors(model.get_image_features(**frames))
+            if "pixel_values_videos" in self.frames:
+                return tensors(model.get_video_features(**as_video(model, self.frames)))
+            return tensors(model.get_image_features(**self.frames))
+
+    def streams(self, cacher: Cacher) -> AbstractContextManager[None]:
+        """Name the frames' stream, where the model would take them for pictures."""
+        if "pixel_values_videos" in self.frames:
+            return nullcontext()
+        return cacher.streams(["clip"] * 3)
 
     def logits(self, model: nn.Module, frames: bool = True) -> Tensor:
         """Return the logits of a text, with the frames in it or without."""
         words = [1, 5, *[IMAGE_TOKEN] * (self.tokens if frames else 0), 7, 9]
         more: dict[str, Any] = dict(self.frames) if frames else {}
-        if "image_grid_thw" in self.frames:
+        if "video_grid_thw" in self.frames:
             more["position_ids"] = torch.arange(len(words)).expand(3, 1, -1)
         with torch.no_grad():
             return model(input_ids=torch.tensor([words]), **more).logits
+
+
+def as_video(model: nn.Module, video: dict[str, Any]) -> dict[str, Any]:
+    """Return a video as the model's own method takes it, which differs in transformers 5.0."""
+    known = inspect.signature(model.get_video_features).parameters
+    return {name if name in known else "pixel_values": value for name, value in video.items()}
 
 
 def pixels(*shape: int) -> Tensor:
@@ -81,8 +93,8 @@ def pixels(*shape: int) -> Tensor:
 
 
 def qwen(name: str, module: str, **vision: Any) -> Case:
-    frames = {"pixel_values": pixels(72, 96), "image_grid_thw": torch.tensor(GRIDS)}
-    settings = {"image_token_id": IMAGE_TOKEN, "video_token_id": 61, "vision_start_token_id": 62}
+    frames = {"pixel_values_videos": pixels(72, 96), "video_grid_thw": torch.tensor(GRIDS)}
+    settings = {"image_token_id": 61, "video_token_id": IMAGE_TOKEN, "vision_start_token_id": 62}
     return Case(name, module, "model.visual", TEXT | MROPE, QWEN | vision, frames, 18, settings)
 
 
@@ -164,7 +176,8 @@ def test_features_of_a_whole_model(case, model):
     dense = case.features(model)
     with attach_cacher(model, CacherConfig.paper(update_ratio=1.0)) as cacher:
         assert cacher.tower.path.removesuffix(".vision_model") == case.tower
-        ours = case.features(model)
+        with case.streams(cacher):
+            ours = case.features(model)
         assert (cacher.stats.frames, cacher.stats.refreshes) == (3, 1)
     assert ours.keys() == dense.keys()
     for name, tensor in dense.items():
@@ -177,10 +190,16 @@ def test_features_of_a_whole_model(case, model):
 
 def test_a_text_with_frames_in_it(case, model):
     dense, words = case.logits(model), case.logits(model, frames=False)
-    with attach_cacher(model, CacherConfig.paper(update_ratio=1.0)) as cacher:
+    with (
+        attach_cacher(model, CacherConfig.paper(update_ratio=1.0)) as cacher,
+        case.streams(cacher),
+    ):
         torch.testing.assert_close(case.logits(model), dense, rtol=1e-5, atol=1e-5)
         assert torch.equal(case.logits(model, frames=False), words)
         assert cacher.stats.frames == 3
-    with attach_cacher(model, CacherConfig.paper(update_ratio=0.25)) as cacher:
+    with (
+        attach_cacher(model, CacherConfig.paper(update_ratio=0.25)) as cacher,
+        case.streams(cacher),
+    ):
         assert not torch.equal(case.logits(model), dense)
         assert cacher.stats.tokens_reused > 0

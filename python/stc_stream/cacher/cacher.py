@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import threading
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +21,7 @@ from stc_stream.cacher.config import CacherConfig
 from stc_stream.cacher.forward import Forward
 from stc_stream.cacher.graphs import GraphStore
 from stc_stream.cacher.layer import QueryValueProjection
+from stc_stream.cacher.modality import Modality, ModelPath, model_paths
 from stc_stream.cacher.record import Recording
 from stc_stream.cacher.references import FrameKind, LayerShape, ReferencePool
 from stc_stream.cacher.schedule import Streams
@@ -31,8 +33,10 @@ def attach_cacher(model: nn.Module, config: CacherConfig | None = None) -> Cache
     """Make a vision tower reuse what did not change between frames, until detached.
 
     The tower is called as before; rows of a batch are consecutive frames of one stream, or of the
-    streams that `Cacher.streams` names. Attached, the tower is for inference: its layers run
-    without gradients, without dropout and without attention maps. Only this instance is changed.
+    streams that `Cacher.streams` names. What a whole model takes for images
+    (`get_image_features`) is computed densely unless streams are named. Attached, the
+    tower is for inference: its layers run without gradients, without dropout and without
+    attention maps. Only this instance is changed.
 
     Args:
         model: a vision tower that can be read (docs/towers.md lists the families), or a model that
@@ -54,7 +58,8 @@ def attach_cacher(model: nn.Module, config: CacherConfig | None = None) -> Cache
         config = CacherConfig()
     if not isinstance(config, CacherConfig):
         raise TypeError(f"config must be a CacherConfig, but is a {type(config).__name__}")
-    return Cacher(read_tower(model), config)
+    tower = read_tower(model)
+    return Cacher(tower, config, model_paths(model, tower))
 
 
 @dataclass(frozen=True)
@@ -99,13 +104,19 @@ class Cacher:
         tower: the tower as it was read.
     """
 
-    def __init__(self, tower: Tower, config: CacherConfig) -> None:
+    def __init__(
+        self,
+        tower: Tower,
+        config: CacherConfig,
+        paths: Sequence[tuple[Entry, Modality]] = (),
+    ) -> None:
         self.config = config
         self.tower = tower
         self._lock = threading.RLock()
         self._last_forward: torch.cuda.Event | None = None
         self._running = False
         self._named = False
+        self._warned = False
         self._recomputed = 0
         self._reused = 0
         self._projections = tuple(
@@ -119,7 +130,7 @@ class Cacher:
 
         self._streams = Streams(config, make_pool)
         self._graphs = GraphStore() if config.cuda_graph else None
-        self._patches = self._patch()
+        self._patches = self._patch(paths)
         watches = config.refresh_on_change is not None or _watches_change(config)
         self._pixels = PixelWatch(tower.embedding, keep=watches)
 
@@ -237,7 +248,7 @@ class Cacher:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a tower with a Cacher can't be copied or pickled: detach the Cacher first")
 
-    def _patch(self) -> tuple[_Patch, ...]:
+    def _patch(self, paths: Sequence[tuple[Entry, Modality]]) -> tuple[_Patch, ...]:
         entries = self.tower.entries
         if any(isinstance(_method(entry), _Entered) for entry in entries):
             raise ValueError("the tower has a Cacher already: detach that one first")
@@ -255,6 +266,9 @@ class Cacher:
         ]
         for number, layer in enumerate(self.tower.layers):
             patches.append(_Patch(layer.module, "forward", partial(self._run_layer, number)))
+        for path, modality in paths:
+            method = ModelPath(_method(path), modality, self._given)
+            patches.append(_Patch(path.module, path.method, method))
         for patch in patches:
             patch.apply()
         return tuple(patches)
@@ -273,6 +287,9 @@ class Cacher:
         if scope.forward is not None:
             if scope.within is densely:
                 raise RuntimeError("the tower was called again from inside its own forward")
+            return densely(*args, **kwargs)
+        if scope.modality == "images" and scope.streams is None:
+            self._warn_of_images()
             return densely(*args, **kwargs)
         grids = self._check(signature, args, kwargs)
         if scope.streams is None:
@@ -359,6 +376,29 @@ class Cacher:
             raise ValueError("grid_thw must be given while a Cacher is attached")
         return [(int(t), int(h), int(w)) for t, h, w in grids.tolist()]
 
+    def _given(self, modality: Modality, videos: int) -> AbstractContextManager[None]:
+        """Return what a method of the whole model is run in, which says what the rows are."""
+        scope = self._scope()
+        # Methods for videos may go on to the one for pictures.
+        if scope.modality == "video":
+            return nullcontext()
+        if videos > 1 and scope.streams is None and not scope.paused:
+            raise ValueError(
+                f"the frames of {videos} videos in one call must have streams: name each frame's "
+                "with Cacher.streams, or compute them densely inside Cacher.paused"
+            )
+        return self._scoped(modality=modality)
+
+    def _warn_of_images(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "what a whole model is given as images is computed densely, because tiles and "
+                "images in one batch need not be alike. If they are frames of a video, name their "
+                "streams with Cacher.streams; docs/cacher.md, Images and tiles",
+                stacklevel=3,
+            )
+
     def _refuse_without_names(self) -> None:
         if self._named:
             raise ValueError(
@@ -394,6 +434,7 @@ class _Scope:
     recording: Recording | None = None
     forward: Forward | None = None
     within: Callable[..., Any] | None = None
+    modality: Modality | None = None
 
 
 # One variable for all Cachers: a variable of each one's own would never be collected.
