@@ -79,7 +79,8 @@ def test_a_whole_model_is_searched_for_its_tower(make_clip):
     with torch.no_grad():
         text = model.get_text_features(words).pooler_output
         with attach_cacher(model, CacherConfig.paper()) as cacher:
-            model(input_ids=words, pixel_values=make_clip(3))
+            with cacher.streams(["clip"] * 3):
+                model(input_ids=words, pixel_values=make_clip(3))
             assert torch.equal(model.get_text_features(words).pooler_output, text)
     assert cacher.tower.path == "vision_model"
     assert cacher.stats.frames == 3

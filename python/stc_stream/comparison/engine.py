@@ -176,13 +176,11 @@ class StreamComparison:
             torch.cuda.synchronize(self.tower.device)
 
     def _warm_up(self, pixels: Tensor) -> None:
-        stream = object()
-        with self._cacher.streams([stream]):
-            for _ in range(2):
-                self._dense(pixels)
-                self._pruner(self._features(pixels), stream=stream)
-        self._cacher.reset(stream)
-        self._pruner.reset(stream)
+        for _ in range(2):
+            self._dense(pixels)
+            self._pruner(self._features(pixels))
+        self._cacher.reset()
+        self._pruner.reset()
         self._wait()
 
     def _difference(self, square: NDArray[np.uint8]) -> NDArray[np.float64] | None:
