@@ -5,16 +5,25 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
-import os
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, redirect_stdout, suppress
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+
+from stc_stream.interrupts import Interrupts
+from stc_stream.report.target import STANDARD_OUTPUT, check_file, is_standard_output, prepare_report
+from stc_stream.report.terminal import (
+    StandardOutput,
+    hold_closed_descriptors,
+    print_table,
+    printable,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,27 +58,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: what follows `stc`; None: those of this process.
     """
+    hold_closed_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A file's name may hold what the terminal's encoding lacks.
             stream.reconfigure(errors="replace")
-    try:
-        code = stc.main(args=arguments, prog_name="stc", standalone_mode=False)
-        sys.stdout.flush()
-    except click.ClickException as error:
-        return _failed(error.format_message())
-    except (click.Abort, KeyboardInterrupt):
-        return _failed("stopped before there was anything to report")
-    except BrokenPipeError:
-        _stop_printing()
-        return 0
-    except SystemExit as error:
-        # So click leaves when a pipe breaks, with code 1.
-        if not isinstance(error.__context__, BrokenPipeError):
-            raise
-        _stop_printing()
-        return 0
+    output = StandardOutput(sys.stdout)
+    with redirect_stdout(output), Interrupts() as interrupts:
+        session = _Session(output, interrupts)
+        try:
+            code = stc.main(args=arguments, prog_name="stc", standalone_mode=False, obj=session)
+            output.flush()
+        except click.ClickException as error:
+            return _failed(error.format_message())
+        except (click.Abort, KeyboardInterrupt):
+            return _failed("stopped before there was anything to report")
+        except BrokenPipeError:
+            return 0
+    if output.failure and not session.is_excused(output.failure):
+        return _failed(_no_output(output.failure))
     return code if isinstance(code, int) else 0
+
+
+@dataclass
+class _Session:
+    """What a command is run with.
+
+    Attributes:
+        output: this process's standard output.
+        interrupts: what ends the run.
+        writes_files: the command leaves files, whether or not anybody reads its output.
+    """
+
+    output: StandardOutput
+    interrupts: Interrupts
+    writes_files: bool = False
+
+    def is_excused(self, failure: OSError) -> bool:
+        """Tell whether an output that failed is none that anybody waits for."""
+        unwanted = self.output.closed_at_start and self.writes_files
+        return unwanted or isinstance(failure, BrokenPipeError)
+
+    def require_somewhere(self) -> None:
+        """End a run whose output can't be written before it takes its time, unless it has files."""
+        failure = self.output.failure
+        if failure is None or self.writes_files:
+            return
+        if isinstance(failure, BrokenPipeError):
+            raise failure
+        _fail(_no_output(failure))
 
 
 class _FiniteRange(click.FloatRange):
@@ -116,6 +153,10 @@ def _name(text: str) -> str:
 
 def _path(text: str) -> Path:
     return Path(_name(text))
+
+
+def _document(text: str) -> Path:
+    return STANDARD_OUTPUT if text == "-" else _path(text)
 
 
 @click.group(invoke_without_command=True, context_settings=_CONTEXT)
@@ -179,8 +220,16 @@ def stc(context: click.Context, version: bool) -> None:
 @click.option(
     "--report", metavar="DIR", type=_path, help="Write a page with pictures, DIR/index.html."
 )
-@click.option("--json", "document", metavar="FILE", type=_path, help="Write all numbers as JSON.")
+@click.option(
+    "--json",
+    "document",
+    metavar="FILE",
+    type=_document,
+    help="Write all numbers as JSON; - is standard output, without the table.",
+)
+@click.pass_obj
 def stream(
+    session: _Session,
     video: str | None,
     model: str | None,
     update_ratio: float,
@@ -206,7 +255,9 @@ def stream(
         source = video if video is not None else str(stack.enter_context(_sample()))
         # What is cheap to check comes before what takes seconds to import.
         _check_overwriting(source, report, document)
-        _check_outputs(report, document)
+        _check_outputs(report, document, None)
+        session.writes_files = report is not None or document is not None
+        session.require_somewhere()
         try:
             opened = open_video(source, fps=fps, frames=frames, warn=warnings.append)
         except VideoError as error:
@@ -219,14 +270,33 @@ def stream(
         stack.enter_context(comparison)
         from stc_stream.report.gallery import Gallery
 
-        console = _console()
+        console = _console(document)
         gallery = Gallery()
+        console.print(
+            f"{printable(opened.name)} through {_tower_words(comparison.tower)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        sys.stdout.flush()
+        session.require_somewhere()
         try:
-            run = _run(comparison, opened, gallery, warnings, fps, console)
+            run = _run(comparison, opened, gallery, warnings, fps, console, session.interrupts)
         except VideoError as error:
             _fail(f"{opened.name}: {error}")
     _show(run, console)
-    _write(run, gallery, report, document, console)
+    from stc_stream.report.document import stream_document, write_document
+    from stc_stream.report.page import write_report
+
+    outputs = []
+    if document is not None:
+        outputs.append(
+            _Output("JSON", document, lambda: write_document(stream_document(run), document))
+        )
+    if report is not None:
+        outputs.append(
+            _Output("report", report, lambda: write_report(run, gallery.moments(), report))
+        )
+    _write(outputs, console)
 
 
 @stc.command(context_settings=_CONTEXT, short_help="Is it worth it on this machine?")
@@ -298,7 +368,13 @@ def stream(
     show_default=True,
     help="Also time the dense tower under torch.compile.",
 )
-@click.option("--json", "document", metavar="FILE", type=_path, help="Write all numbers as JSON.")
+@click.option(
+    "--json",
+    "document",
+    metavar="FILE",
+    type=_document,
+    help="Write all numbers as JSON; - is standard output, without the table.",
+)
 @click.option(
     "--figure",
     metavar="FILE",
@@ -331,8 +407,11 @@ def bench(
         _fail("--tower and --model exclude each other: give one of them")
     needed = [*(["PIL"] if model else []), *(["matplotlib"] if figure else []), "transformers"]
     _require_modules("stc bench", needed)
-    _check_outputs(None, document)
     _check_figure(figure, document)
+    _check_outputs(None, document, figure)
+    session: _Session = context.obj
+    session.writes_files = document is not None or figure is not None
+    session.require_somewhere()
     _kernels()
     from stc_stream.benchmark import BenchConfig, bench_clip
 
@@ -344,42 +423,58 @@ def bench(
         rounds=rounds,
         compile=compiles,
     )
-    console = _console()
+    console = _console(document)
     clip = bench_clip()
     with console.status("loading the tower"):
         loaded, whole = _bench_tower(tower, model, layers, device, dtype, config, clip)
-    run = _bench(loaded, whole, config, clip, console)
+    part = f"the first {loaded.layers} of its {whole} layers (--layers {whole} times all)"
+    console.print(
+        f"{_tower_words(loaded, part if loaded.layers < whole else f'{whole} layers')}; "
+        f"frames of {clip.name}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    sys.stdout.flush()
+    session.require_somewhere()
+    run = _bench(loaded, whole, config, clip, console, session.interrupts)
     _show_bench(run, console)
-    _write_bench(run, document, figure, console)
+    outputs = []
+    if document is not None:
+        from stc_stream.report.bench import bench_document
+        from stc_stream.report.document import write_document
+
+        outputs.append(
+            _Output("JSON", document, lambda: write_document(bench_document(run), document))
+        )
+    if figure is not None:
+        from stc_stream.report.bench_figure import write_figure
+
+        outputs.append(_Output("figure", figure, lambda: write_figure(run, figure)))
+    _write(outputs, console)
 
 
 @stc.command(context_settings=_CONTEXT, short_help="Show what is installed and used here.")
-def info() -> None:
+@click.pass_obj
+def info(session: _Session) -> None:
     """Show versions, what was built, and which implementation each op uses on this machine."""
+    session.require_somewhere()
     built = _kernels().build_info()
     from stc_stream.report.info import info_table
 
     _console().print(info_table(built))
 
 
-def _console() -> Console:
+def _console(document: Path | None = None) -> Console:
+    """Return a console for standard output; silent where a document goes there."""
     from rich.console import Console
 
-    class PlainConsole(Console):
-        """Prints names as they are; goes on in silence when its reader has gone."""
-
-        def on_broken_pipe(self) -> None:
-            self.quiet = True
-            _stop_printing()
-
-    return PlainConsole(markup=False, emoji=False)
+    quiet = document is not None and is_standard_output(document)
+    return Console(markup=False, emoji=False, quiet=quiet)
 
 
-def _stop_printing() -> None:
-    # Whoever read the output has gone; the interpreter must not trip over it at exit.
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
+def _tower_words(tower: VisionTower, layers: str = "") -> str:
+    parts = [printable(tower.name), *([layers] if layers else []), tower.weights]
+    return f"{', '.join(parts)}, on {tower.device}"
 
 
 def _kernels() -> ModuleType:
@@ -422,21 +517,18 @@ def _same(one: Path, other: Path) -> bool:
         return False
 
 
-def _check_outputs(report: Path | None, document: Path | None) -> None:
-    if report is not None:
-        from stc_stream.report.target import prepare_report
-
+def _check_outputs(report: Path | None, document: Path | None, figure: Path | None) -> None:
+    checks: list[tuple[str, str, Path | None, Callable[[Path], None]]] = [
+        ("report", "--report", report, prepare_report),
+        ("JSON", "--json", document, check_file),
+        ("figure", "--figure", figure, check_file),
+    ]
+    for what, option, path, check in checks:
         try:
-            prepare_report(report)
+            if path is not None:
+                check(path)
         except OSError as error:
-            _fail(f"no report can be written to {report} ({_why(error)}): choose another --report")
-    if document is not None:
-        try:
-            reason = _not_writable(document)
-        except OSError as error:
-            reason = _why(error)
-        if reason:
-            _fail(f"no JSON can be written to {document} ({reason}): choose another --json")
+            _fail(f"no {what} can be written to {path} ({_why(error)}): choose another {option}")
 
 
 def _check_figure(figure: Path | None, document: Path | None) -> None:
@@ -446,24 +538,6 @@ def _check_figure(figure: Path | None, document: Path | None) -> None:
         _fail(f"--figure must end in .svg or .png, but is {figure}")
     if document is not None and _same(figure, document):
         _fail(f"--figure would overwrite the file of --json, {document}: choose another --figure")
-    try:
-        reason = _not_writable(figure)
-    except OSError as error:
-        reason = _why(error)
-    if reason:
-        _fail(f"no figure can be written to {figure} ({reason}): choose another --figure")
-
-
-def _not_writable(document: Path) -> str | None:
-    if document.is_dir():
-        return "it is a folder"
-    if document.exists():
-        return None if os.access(document, os.W_OK) else "it may not be written"
-    if not document.parent.is_dir():
-        return f"there is no folder {document.parent}"
-    if not os.access(document.parent, os.W_OK):
-        return f"the folder {document.parent} may not be written"
-    return None
 
 
 def _comparison(
@@ -511,6 +585,7 @@ def _run(
     warnings: list[str],
     fps: float | None,
     console: Console,
+    interrupts: Interrupts,
 ) -> StreamRun:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from torch import OutOfMemoryError
@@ -518,7 +593,7 @@ def _run(
     from stc_stream.report.run import StreamRun
 
     numbers = []
-    complete = True
+    complete = False
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -528,30 +603,24 @@ def _run(
         transient=True,
         disable=not console.is_terminal,
     )
-    tower = comparison.tower
-    console.print(
-        f"{opened.name} through {tower.name}, {tower.weights}, on {tower.device}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    sys.stdout.flush()
     try:
         with bar:
-            task = bar.add_task(f"streaming {opened.name}", total=opened.total)
+            task = bar.add_task(f"streaming {printable(opened.name)}", total=opened.total)
             for frame in opened:
                 result = comparison.step(frame)
                 numbers.append(result.numbers)
                 gallery.offer(result)
                 bar.advance(task)
+            complete = True
+        interrupts.finish()
     except KeyboardInterrupt:
         if not numbers:
             raise
-        complete = False
     except (OutOfMemoryError, MemoryError):
         _fail(_TOO_LARGE)
     return StreamRun(
         source=opened.name,
-        tower=tower,
+        tower=comparison.tower,
         cacher=comparison.cacher_config,
         pruner=comparison.pruner_config,
         frames=tuple(numbers),
@@ -565,7 +634,7 @@ def _run(
 def _show(run: StreamRun, console: Console) -> None:
     from stc_stream.report.table import summary_table, verdict
 
-    console.print(summary_table(run))
+    print_table(console, summary_table(run))
     if not run.tower.pretrained:
         console.print(
             "The weights are random: latency is a trained tower's, the cosine is not.", style="dim"
@@ -578,27 +647,41 @@ def _show(run: StreamRun, console: Console) -> None:
         _say(f"warning: stopped at frame {run.frames[-1].index}; this is what there is so far")
 
 
-def _write(
-    run: StreamRun, gallery: Gallery, report: Path | None, document: Path | None, console: Console
-) -> None:
-    from stc_stream.report.document import stream_document, write_document
-    from stc_stream.report.page import write_report
+@dataclass(frozen=True)
+class _Output:
+    """A file to write: what to call it, where it goes, and what writes it and returns its path."""
 
-    if document is not None:
+    kind: str
+    path: Path
+    write: Callable[[], Path]
+
+
+def _write(outputs: Sequence[_Output], console: Console) -> None:
+    """Write all that can be, then fail with what could not."""
+    missing = []
+    stopped = False
+    for output in outputs:
+        place = printable(output.path)
         try:
-            write_document(stream_document(run), document)
+            if not stopped:
+                written = output.write()
+                console.print(
+                    f"{output.kind}: {printable(written)}", highlight=False, soft_wrap=True
+                )
+        except BrokenPipeError:
+            # Whoever reads it has seen enough.
+            continue
         except OSError as error:
-            _fail(f"the JSON could not be written to {document} ({_why(error)}): choose another")
-        console.print(f"JSON: {document}", highlight=False, soft_wrap=True)
-    if report is not None:
-        try:
-            page = write_report(run, gallery.moments(), report)
-        except OSError as error:
-            _fail(
-                f"the report could not be written to {report} ({_why(error)}): make room, or "
-                "choose another --report"
+            missing.append(
+                f"the {output.kind} could not be written to {place} ({_why(error)}): make room, or "
+                "choose another place"
             )
-        console.print(f"report: {page}", highlight=False, soft_wrap=True)
+        except KeyboardInterrupt:
+            stopped = True
+        if stopped:
+            missing.append(f"stopped before the {output.kind} was written to {place}")
+    if missing:
+        _fail("; ".join(missing))
 
 
 def _on_gpu(device: str) -> bool:
@@ -648,20 +731,17 @@ def _memory_errors() -> tuple[type[BaseException], ...]:
 
 
 def _bench(
-    tower: VisionTower, whole: int, config: BenchConfig, clip: Clip, console: Console
+    tower: VisionTower,
+    whole: int,
+    config: BenchConfig,
+    clip: Clip,
+    console: Console,
+    interrupts: Interrupts,
 ) -> BenchRun:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from stc_stream.benchmark import TowerBench, WrongResult
 
-    part = f"the first {tower.layers} of its {whole} layers (--layers {whole} times all)"
-    console.print(
-        f"{tower.name}, {part if tower.layers < whole else f'{whole} layers'}, {tower.weights}, "
-        f"on {tower.device}; frames of {clip.name}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    sys.stdout.flush()
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -680,6 +760,9 @@ def _bench(
         def step(self) -> None:
             bar.advance(task)
 
+        def end(self) -> None:
+            interrupts.finish()
+
     try:
         with bar:
             return TowerBench(tower, config, clip, whole, Bar()).run()
@@ -694,17 +777,17 @@ def _show_bench(run: BenchRun, console: Console) -> None:
         dense_table,
         fidelity_table,
         legend,
-        settings_table,
+        settings_tables,
         verdict,
     )
 
-    for table in (dense_table(run), settings_table(run)):
-        console.print(table)
+    for table in (dense_table(run), *settings_tables(run)):
+        print_table(console, table)
     for line in legend(run):
         console.print(line, style="dim", highlight=False)
     console.print()
     if run.fidelity:
-        console.print(fidelity_table(run))
+        print_table(console, fidelity_table(run))
         if not run.tower.pretrained:
             console.print(
                 "The weights are random: latency is a trained tower's, the cosine is not.\n",
@@ -717,34 +800,17 @@ def _show_bench(run: BenchRun, console: Console) -> None:
         _say("warning: stopped before all was timed; this is what there is so far")
 
 
-def _write_bench(
-    run: BenchRun, document: Path | None, figure: Path | None, console: Console
-) -> None:
-    if document is not None:
-        from stc_stream.report.bench import bench_document
-        from stc_stream.report.document import write_document
-
-        try:
-            write_document(bench_document(run), document)
-        except OSError as error:
-            _fail(f"the JSON could not be written to {document} ({_why(error)}): choose another")
-        console.print(f"JSON: {document}", highlight=False, soft_wrap=True)
-    if figure is not None:
-        from stc_stream.report.bench_figure import write_figure
-
-        try:
-            write_figure(run, figure)
-        except OSError as error:
-            _fail(f"the figure could not be written to {figure} ({_why(error)}): choose another")
-        console.print(f"figure: {figure}", highlight=False, soft_wrap=True)
-
-
 def _sample() -> AbstractContextManager[Path]:
     return as_file(files("stc_stream").joinpath("data/sample.mp4"))
 
 
 def _why(error: OSError) -> str:
-    return error.strerror.lower() if error.strerror else str(error)
+    reason = error.strerror or str(error)
+    return reason[:1].lower() + reason[1:]
+
+
+def _no_output(failure: OSError) -> str:
+    return f"standard output cannot be written ({_why(failure)}): send it elsewhere"
 
 
 def _fail(message: str) -> NoReturn:
@@ -758,10 +824,12 @@ def _failed(message: str) -> int:
 
 def _say(message: str) -> None:
     # One line, whatever a file name or a library's message has in it; its remedy is at the end.
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     if len(line) > _LONGEST:
         line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
-    click.echo(line, err=True)
+    # Where standard error fails too, the exit code is all that is left.
+    with suppress(OSError):
+        click.echo(line, err=True)
 
 
 if __name__ == "__main__":

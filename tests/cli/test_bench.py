@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import signal
 import subprocess
@@ -16,12 +17,28 @@ import jsonschema
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import stc_stream.benchmark.engine as engine
-from stc_stream.benchmark import BenchConfig, BenchRun, Dense, Setting, Timing
-from stc_stream.comparison import GEOMETRIES, load_tower
-from stc_stream.report.bench import bench_schema, legend, verdict
+from stc_stream.benchmark import (
+    BenchConfig,
+    BenchRun,
+    Dense,
+    RatioFidelity,
+    Setting,
+    Timing,
+)
+from stc_stream.comparison import GEOMETRIES, Fidelity, load_tower
+from stc_stream.report.bench import (
+    bench_schema,
+    dense_table,
+    fidelity_table,
+    legend,
+    settings_tables,
+    verdict,
+)
+from stc_stream.report.terminal import print_table
 
 from .conftest import TINY, Outcome
 
@@ -308,6 +325,36 @@ def test_the_verdict_names_what_wins_and_what_loses(a_run: BenchRun) -> None:
     many = tuple(replace(loses, streams=n) for n in range(1, 7))
     assert verdict(replace(a_run, settings=many))[0].startswith("STC wins at none of 6")
     assert "; 2 more:" in verdict(replace(a_run, settings=many))[1]
+
+
+def test_tables_fit_into_sixty_columns_with_all_their_numbers(a_run: BenchRun) -> None:
+    timing = Timing(1234.5, 1198.7)
+    settings = [
+        replace(each, streams=streams, update_ratio=ratio, graph=graph, selective=timing,
+                cycle=timing, worst_batch_ms=98765.4)
+        for each in a_run.settings
+        for graph in (False, True)
+        for streams in (1, 64)
+        for ratio in (0.1, 0.125)
+    ]  # fmt: skip
+    sides = ("eager", "compiled", "in a CUDA graph", "compiled, in a CUDA graph")
+    dense = [Dense(streams, side, timing) for streams in (1, 64) for side in sides]
+    layers = ((0.9999, 0.9876, None),) * 2
+    fidelity = RatioFidelity(0.125, Fidelity((0, 1, 2), (1, 1, 1), layers, layers[0]))
+    run = replace(
+        a_run, rounds={1: 3, 64: 3}, dense=tuple(dense), settings=tuple(settings),
+        fidelity=(fidelity,),
+    )  # fmt: skip
+    console = Console(file=io.StringIO(), width=60)
+    for table in (dense_table(run), *settings_tables(run), fidelity_table(run)):
+        print_table(console, table)
+    printed = console.file.getvalue()
+    assert max(map(len, printed.splitlines())) <= 60
+    words = printed.split()
+    assert words.count("1234") == 2 * 4 + 8 * 2
+    assert words.count("98765") == 8
+    assert words.count("0.9876") == 3
+    assert printed.count("with STC in a CUDA graph") == 1
 
 
 def test_the_legend_says_what_was_not_timed(a_run: BenchRun) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +19,7 @@ from pathlib import Path
 from threading import Thread
 from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -34,10 +37,16 @@ from stc_stream.comparison import (
     summarise,
 )
 from stc_stream.pruner import PrunerConfig
-from stc_stream.report.charts import cosine_chart, fidelity_chart, latency_chart
+from stc_stream.report.charts import (
+    MOST_AGES,
+    MOST_POINTS,
+    cosine_chart,
+    fidelity_chart,
+    latency_chart,
+)
 from stc_stream.report.gallery import Gallery, Moment
 from stc_stream.report.page import render, write_report
-from stc_stream.report.pictures import OUTLINE, TINT, overlay, similarity_map
+from stc_stream.report.pictures import OUTLINE, TINT, overlay, similarity_map, size
 from stc_stream.report.run import StreamRun
 from stc_stream.report.table import summary_table, verdict
 from stc_stream.video import open_video
@@ -228,8 +237,28 @@ def test_a_very_tall_frame_makes_no_huge_picture() -> None:
 
 def test_similarity_map_goes_from_dark_to_bright() -> None:
     similarity = np.array([[0.2, 0.6], [1.0, np.nan]], np.float32)
-    picture = np.asarray(similarity_map(similarity, 0.2), np.int64).sum(-1)
-    assert picture[0, 0] < picture[0, 1] < picture[1, 0]
+    picture = np.asarray(similarity_map(similarity, 0.2, (6, 4)), np.int64).sum(-1)
+    assert picture[0, 0] < picture[0, 3] < picture[2, 0]
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (200, 533), (90, 16), (1000, 10)])
+def test_a_similarity_map_lies_over_its_picture(shape: tuple[int, int]) -> None:
+    """Each patch that is drawn as recomputed has its own colour of the map at the same place."""
+    rng = np.random.default_rng()
+    grid = (5, 7)
+    recomputed = (rng.random(grid) > 0.5).astype(np.float32)
+    recomputed[0, :2] = (0, 1)
+    view = FrameView(
+        np.full((*shape, 3), (0, 0, 200), np.uint8), grid, recomputed,
+        np.zeros(grid, np.bool_), 1 - recomputed,
+    )  # fmt: skip
+    assert view.similarity is not None
+    picture = np.asarray(overlay(view), np.int64)
+    drawn = np.asarray(similarity_map(view.similarity, 0.0, size(view)), np.int64)
+    assert drawn.shape == picture.shape
+    # Without the thin dark edge of the frame.
+    inside = (slice(1, -1), slice(1, -1))
+    np.testing.assert_array_equal((drawn.sum(-1) < 384)[inside], (picture[..., 0] > 100)[inside])
 
 
 def test_charts_are_svg_that_takes_its_ink_from_the_page() -> None:
@@ -253,6 +282,164 @@ def test_the_chart_by_layer_has_a_line_for_each_age() -> None:
     assert ElementTree.fromstring(svg).tag.endswith("svg")
     assert "1 frame<" in svg and "3 frames<" in svg and "0 frame" not in svg
     assert "#01020" not in svg
+
+
+def test_labels_at_the_right_end_stay_apart() -> None:
+    rng = np.random.default_rng()
+    ages = (0, *sorted(rng.choice(np.arange(1, 999), 9, replace=False).tolist()))
+    # All lines end at nearly one height, at the top or at the foot of the chart.
+    for end in (0.5, 1.0):
+        last = (1.0, *(end - 1e-5 * rng.random(9)).tolist())
+        svg = fidelity_chart(Fidelity(ages, (1,) * 10, ((1.0, *(0.5,) * 9), last), last))
+        place = r'transform="\w+\((?:-?0 )?([\d.]+) ([\d.]+)\)[^>]*>(\d+) frames?<'
+        found = re.findall(place, svg)
+        assert 2 <= len(found) == MOST_AGES
+        assert {int(label) for *_, label in found} >= {ages[1], ages[-1]}
+        heights = sorted(float(height) for _, height, _ in found)
+        assert min(np.diff(heights)) > 11
+        # And clear of the markers, whose right ends are at most here.
+        dots = max(float(x) for x in re.findall(r'<use xlink:href="#\w+" x="([\d.]+)"', svg))
+        assert min(float(x) for x, *_ in found) > dots + 8
+
+
+def path_of(svg: str, variable: str) -> np.ndarray:
+    """Return the points [N, 2] of the first line that is drawn in a colour."""
+    for found in re.finditer(r'<path d="([^"]*)"[^>]*style="([^"]*)"', svg):
+        if f"stroke: var(--{variable})" in found[2]:
+            numbers = re.findall(r"-?[\d.]+", found[1])
+            return np.array(numbers, np.float64).reshape(-1, 2)
+    raise AssertionError(f"no line in {variable}")
+
+
+@pytest.mark.parametrize("chart", [latency_chart, cosine_chart])
+def test_a_long_run_is_drawn_by_means_of_frames_in_a_row(chart: object) -> None:
+    """Means of pairs are all the same, though each frame is another: the line is flat."""
+    rng = np.random.default_rng()
+    rows = []
+    for pair in range(MOST_POINTS):
+        shift = rng.uniform(0.01, 0.1)
+        for sign in (1, -1):
+            rows.append(
+                replace(
+                    ORDINARY,
+                    index=len(rows),
+                    time=len(rows) / 30,
+                    dense_ms=10 + sign * shift,
+                    compressed_ms=5 + sign * shift,
+                    cosine=0.8 + sign * shift,
+                    refreshed=pair % 4 == 0,
+                    scene_cut=pair % 3 == 0,
+                )
+            )
+    svg = chart(rows)
+    line = path_of(svg, "compressed")
+    assert len(line) <= MOST_POINTS
+    assert np.ptp(line[:, 0]) > 500
+    assert np.ptp(line[:, 1]) < 0.01
+    # One of the frames on its own is not flat, and is drawn frame by frame.
+    short = path_of(chart(rows[: MOST_POINTS - 1]), "compressed")
+    assert np.ptp(short[:, 1]) > 0.01
+
+
+def test_an_hour_of_video_makes_a_small_page(streamed: tuple[StreamRun, tuple]) -> None:
+    run, moments = streamed
+    rng = np.random.default_rng()
+    rows = [
+        replace(ORDINARY, index=i, time=i / 30, refreshed=i % 4 == 0, dense_ms=10 + noise,
+                scene_cut=noise > 0.9, cosine=None if noise < 0.01 else 1 - noise / 9)
+        for i, noise in enumerate(rng.random(30_000))
+    ]  # fmt: skip
+    ages = tuple(range(3000))
+    fidelity = Fidelity(ages, (1,) * 3000, ((1.0, *rng.random(2999)),) * 2, (1.0,) * 3000)
+    words = tuple(f"frame {i}, {i}.png, is left out" for i in range(3000))
+    long = replace(run, frames=tuple(rows), fidelity=fidelity, warnings=words)
+    text = render(long, moments)
+    assert len(text) < len(render(run, moments)) + 200_000
+    page = Page(text)
+    assert "a point is the mean of 75 frames in a row" in page.text
+    assert "a line for some of the numbers of frames" in page.text
+    assert "2990 more such lines" in page.text
+    assert "mean of" not in Page(render(run, moments)).text
+    assert re.search(r"scene cuts at \d+, [^;]* and \d{4} more", page.text)
+
+
+def test_the_page_is_drawn_as_if_there_were_no_matplotlibrc() -> None:
+    rows = [replace(ORDINARY, index=i, time=i / 10, refreshed=i % 4 == 0) for i in range(9)]
+    expected = latency_chart(rows)
+    odd = {"text.usetex": True, "font.size": 40, "axes.grid": True, "svg.fonttype": "path",
+           "figure.dpi": 300, "savefig.bbox": "tight", "lines.marker": "x"}  # fmt: skip
+    with matplotlib.rc_context(odd):
+        assert latency_chart(rows) == expected
+        assert {name: matplotlib.rcParams[name] for name in odd} == odd
+
+
+@pytest.mark.parametrize("backend", ["module://no_such_notebook.backend", "nonsense", "Qt5Agg"])
+def test_a_backend_that_is_not_installed_breaks_nothing(backend: str, tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.size: 40\n")
+    code = (
+        "import io, os; from stc_stream.report.drawing import new_figure\n"
+        "with new_figure((3, 2), {'svg.hashsalt': 'x'}) as figure:\n"
+        "    figure.add_subplot().plot([1, 2])\n"
+        "    figure.savefig(out := io.StringIO(), format='svg', metadata={'Date': None})\n"
+        "print(os.environ.get('MPLBACKEND'), hash(out.getvalue()))\n"
+    )
+    found = []
+    for folder, chosen in ((tmp_path, {"MPLBACKEND": backend}), (tmp_path.parent, {})):
+        environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=folder,
+            env={**environment, "PYTHONHASHSEED": "1", **chosen},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found.append(done.stdout.split())
+    assert [each[0] for each in found] == [backend, "None"]
+    assert found[0][1] == found[1][1]
+
+
+def test_an_option_in_the_heading_stays_on_one_line(streamed: tuple[StreamRun, tuple]) -> None:
+    slower = replace(ORDINARY, compressed_ms=12.0)
+    run = some_run(streamed, slower, slower)
+    text = render(run, streamed[1])
+    heading = re.search("<h1>(.*?)</h1>", text)
+    assert heading is not None
+    options = re.findall('<span class="option">(.*?)</span>', heading[1])
+    assert options == ["--refresh-interval 8", "--update-ratio 0.12"]
+    assert re.search(r"\.option \{ white-space: nowrap; \}", text)
+    assert re.sub("<.*?>", "", heading[1]) == verdict(run)
+
+
+def test_what_scrolls_can_be_reached_with_the_keyboard(streamed: tuple[StreamRun, tuple]) -> None:
+    page = Page(render(*streamed))
+    scrolls = [a for _, a in page.tags if {"chart", "scroll"} & set((a.get("class") or "").split())]
+    assert len(scrolls) == 4
+    headings = {attributes["id"] for attributes in page.all("h2")}
+    for attributes in scrolls:
+        assert attributes["tabindex"] == "0"
+        assert attributes["role"] == "region"
+        assert attributes["aria-labelledby"] in headings
+
+
+def test_what_would_act_on_a_terminal_is_written_out_on_the_page(
+    streamed: tuple[StreamRun, tuple],
+) -> None:
+    name = "a\x1b[31mb\nc\u202ed.mp4"
+    text = render(replace(streamed[0], source=name, warnings=("x\x07y",)), streamed[1])
+    assert not {"\x1b", "\u202e", "\x07"} & set(text)
+    assert r"a\x1b[31mb\nc\u202ed.mp4" in Page(text).text
+
+
+def test_without_selective_frames_nothing_is_said_of_them(
+    streamed: tuple[StreamRun, tuple],
+) -> None:
+    row = replace(ORDINARY, refreshed=True, age=0, cosine=1.0, similarity=None)
+    whole = Fidelity((0,), (2,), ((1.0,), (1.0,)), (1.0,))
+    run = some_run(streamed, row, row, fidelity=whole)
+    table = str_of(summary_table(run))
+    assert "selective" not in table
+    assert "not a number" not in table
+    # Where there were some, and no number came of them, that is said.
+    broken = replace(ORDINARY, cosine=None, cosine_min=None)
+    assert "not a number" in str_of(summary_table(some_run(streamed, broken)))
 
 
 def test_the_page_shows_closeness_by_layer_where_frames_were_selective(

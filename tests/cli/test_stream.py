@@ -8,10 +8,8 @@ import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +26,7 @@ from stc_stream.cacher import CacherConfig, attach_cacher
 from stc_stream.comparison import StreamComparison, load_tower, summarise
 from stc_stream.pruner import PrunerConfig, TokenPruner
 from stc_stream.report.document import stream_schema
-from stc_stream.report.whole import write_whole
+from stc_stream.report.target import write_whole
 from stc_stream.video import open_video
 
 from .conftest import TINY, Outcome
@@ -359,42 +357,6 @@ def test_not_enough_memory_is_one_line(
     outcome = stc("stream", video, "--model", tiny_model)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert "not enough memory" in outcome.err
-
-
-def test_ctrl_c_leaves_what_there_is(tiny_model: Path, tmp_path: Path) -> None:
-    folder, report, document = tmp_path / "shots", tmp_path / "report", tmp_path / "numbers.json"
-    folder.mkdir()
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    Image.fromarray(noise).save(folder / "0.png")
-    for number in range(1, 20_000):
-        (folder / f"{number}.png").symlink_to(folder / "0.png")
-    command = [sys.executable, "-m", "stc_stream.cli", "stream", str(folder), "--model",
-               str(tiny_model), "--report", str(report), "--json", str(document)]  # fmt: skip
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts what runs in the background deaf to it, and so would be the child.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        # The first line comes when the frames begin.
-        assert "shots through" in process.stdout.readline()
-        time.sleep(3)
-        process.send_signal(signal.SIGINT)
-        out, err = process.stdout.read(), process.stderr.read()
-        code = process.wait(60)
-    assert code == 0, err
-    assert "Traceback" not in err
-    assert "warning: stopped at frame" in err
-    assert "ViT dense" in out
-    numbers = json.loads(document.read_text())
-    jsonschema.validate(numbers, stream_schema())
-    assert not numbers["complete"]
-    assert 0 < len(numbers["frames"]) < 20_000
-    assert "stopped before the end" in (report / "index.html").read_text()
 
 
 def test_ctrl_c_before_the_first_frame_is_one_line(

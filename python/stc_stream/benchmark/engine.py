@@ -44,6 +44,9 @@ class Progress(Protocol):
     def step(self) -> None:
         """A step of the part is done."""
 
+    def end(self) -> None:
+        """All is timed: what follows only sums it up."""
+
 
 @dataclass(frozen=True)
 class _Batch:
@@ -125,6 +128,7 @@ class TowerBench:
                 self._time(bout)
             fidelity = self._fidelity()
             complete = True
+            self._progress.end()
         except KeyboardInterrupt:
             if not any(bout.rounds for bout in bouts):
                 raise
@@ -344,6 +348,9 @@ class _Silence:
         pass
 
     def step(self) -> None:
+        pass
+
+    def end(self) -> None:
         pass
 
 

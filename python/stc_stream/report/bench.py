@@ -13,6 +13,7 @@ from rich.text import Text
 import stc_kernels
 from stc_stream.benchmark import BenchRun, Setting, Timing
 from stc_stream.report.document import machine, read_schema
+from stc_stream.report.terminal import some
 from stc_stream.report.versions import versions
 
 SCHEMA_VERSION = 1
@@ -67,37 +68,42 @@ def dense_table(run: BenchRun) -> Table:
     return table
 
 
-def settings_table(run: BenchRun) -> Table:
-    """Return every setting, held against the fastest dense side at its number of streams."""
-    headings = ["streams", "N", "r", "selective", "cycle", "worst", "× dense", "of cap"]
-    graphs = any(setting.graph for setting in run.settings)
-    headings += ["", *(["graph"] if graphs else [])]
-    table = _table("with STC, ms a frame: median (least)", headings)
-    before = None
-    for setting in run.settings:
-        if before not in (None, (setting.streams, setting.graph)):
-            table.add_section()
-        before = (setting.streams, setting.graph)
-        style = {"wins": "green", "loses": "bold red", "even": "yellow"}[setting.outcome]
-        table.add_row(
-            str(setting.streams),
-            str(setting.refresh_interval),
-            f"{setting.update_ratio:g}",
-            _timing(setting.selective),
-            _timing(setting.cycle),
-            _ms(setting.worst_batch_ms),
-            f"{setting.times_faster:.2f}",
-            f"{setting.percent_of_cap:.0f}%",
-            Text(setting.outcome, style=style),
-            *(["yes" if setting.graph else "no"] if graphs else []),
-        )
-    return table
+def settings_tables(run: BenchRun) -> list[Table]:
+    """Return every setting, held against the fastest dense side at its number of streams.
+
+    Those in a CUDA graph, where there are any, have a table of their own.
+    """
+    tables = []
+    for graph in sorted({setting.graph for setting in run.settings}):
+        title = f"with STC{' in a CUDA graph' if graph else ''}, ms a frame: median (least)"
+        headings = ["streams", "N", "r", "selective", "cycle", "worst", "× dense", "of cap", ""]
+        table = _table(title, headings)
+        before = None
+        for setting in run.settings:
+            if setting.graph is not graph:
+                continue
+            if before not in (None, setting.streams):
+                table.add_section()
+            before = setting.streams
+            style = {"wins": "green", "loses": "bold red", "even": "yellow"}[setting.outcome]
+            table.add_row(
+                str(setting.streams),
+                str(setting.refresh_interval),
+                f"{setting.update_ratio:g}",
+                _timing(setting.selective),
+                _timing(setting.cycle),
+                _ms(setting.worst_batch_ms),
+                f"{setting.times_faster:.2f}",
+                f"{setting.percent_of_cap:.0f}%",
+                Text(setting.outcome, style=style),
+            )
+        tables.append(table)
+    return tables
 
 
 def fidelity_table(run: BenchRun) -> Table:
     """Return the cosine to dense by update ratio, frames since the refresh and layer."""
-    count = run.tower.layers
-    shown = sorted({round(i * (count - 1) / (_SHOWN_LAYERS - 1)) for i in range(_SHOWN_LAYERS)})
+    shown = some(run.tower.layers, _SHOWN_LAYERS)
     layers = [f"layer {number + 1}" for number in shown]
     table = _table("cosine to dense", ["r", "frames since refresh", *layers, "features"])
     for each in run.fidelity:
@@ -178,7 +184,7 @@ def _table(title: str, headings: Sequence[str]) -> Table:
         title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1)
     )
     for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right")
     return table
 
 

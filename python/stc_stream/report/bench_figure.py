@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import Any
-
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from stc_stream.benchmark import BenchRun
+from stc_stream.report.drawing import new_figure
+from stc_stream.report.target import write_whole
+from stc_stream.report.terminal import printable
 from stc_stream.report.versions import processor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SUFFIXES = (".svg", ".png")
 _COLOURS = ("#c65a00", "#1f6feb", "#2e8540", "#8250df", "#b3261e", "#57606a")
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "stc", "font.size": 10}
 
 
-def write_figure(run: BenchRun, path: Path) -> None:
+def write_figure(run: BenchRun, path: Path) -> Path:
     """Draw latency a frame against `update_ratio`, a curve for each number of streams.
 
-    A curve is of selective batches; dashes are the fastest dense side at as many streams.
+    A curve is of selective batches; dashes are the fastest dense side at as many streams. The file
+    is written as `write_whole` does, and its path returned.
 
     Args:
         run: with at least one setting.
@@ -30,13 +33,15 @@ def write_figure(run: BenchRun, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(9, 4), layout="constrained")
-        FigureCanvasAgg(figure)
+    with new_figure((9, 4), _STYLE) as figure:
         _draw(figure.add_subplot(), run)
         figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(path, dpi=150, metadata=metadata)
+        kind = path.suffix.removeprefix(".")
+        metadata = {"Date": None} if kind == "svg" else None
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+    write_whole(path, buffer.getvalue())
+    return path
 
 
 def _draw(axes: Axes, run: BenchRun) -> None:
@@ -68,7 +73,7 @@ def _draw(axes: Axes, run: BenchRun) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     layers = f"first {run.tower.layers} of {run.whole_layers} layers, "
     axes.set_title(
-        f"{run.tower.name}, {layers if run.tower.layers < run.whole_layers else ''}"
+        f"{printable(run.tower.name)}, {layers if run.tower.layers < run.whole_layers else ''}"
         f"{str(run.tower.dtype).removeprefix('torch.')}: a selective frame\n"
         f"{processor(run.tower.device)}",
         fontsize=10,

@@ -15,8 +15,8 @@ import torch
 import stc_kernels
 from stc_stream.comparison import VisionTower
 from stc_stream.report.run import StreamRun
+from stc_stream.report.target import write_whole
 from stc_stream.report.versions import cores, processor, versions
-from stc_stream.report.whole import write_whole
 
 SCHEMA_VERSION = 1
 
@@ -73,11 +73,12 @@ def read_schema(name: str) -> dict[str, Any]:
     return schema
 
 
-def write_document(document: Mapping[str, Any], path: Path) -> None:
-    """Write a document to a file.
+def write_document(document: Mapping[str, Any], path: Path) -> Path:
+    """Write a document to a file, as `write_whole` does, and return its path.
 
     Raises:
         OSError: it cannot be written; a file that was there before stays as it was.
     """
     text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
     write_whole(path, text + "\n")
+    return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -9,17 +10,35 @@ from pathlib import Path
 
 import jinja2
 import torch
+from markupsafe import Markup, escape
 
 import stc_kernels
-from stc_stream.report.charts import cosine_chart, fidelity_chart, latency_chart
+from stc_stream.report.charts import (
+    MOST_AGES,
+    cosine_chart,
+    fidelity_chart,
+    frames_a_point,
+    latency_chart,
+)
 from stc_stream.report.gallery import Moment
-from stc_stream.report.pictures import OUTLINE, TINT, colour_bar, inline, overlay, similarity_map
+from stc_stream.report.pictures import (
+    OUTLINE,
+    TINT,
+    colour_bar,
+    inline,
+    overlay,
+    similarity_map,
+    size,
+)
 from stc_stream.report.run import StreamRun
 from stc_stream.report.table import verdict
+from stc_stream.report.target import PAGE, write_whole
+from stc_stream.report.terminal import printable
 from stc_stream.report.versions import cores, processor, versions
-from stc_stream.report.whole import write_whole
 
-PAGE = "index.html"
+_OPTION = re.compile(r"--\w[\w-]*( [\d.]*\d)?")
+_MOST_WARNINGS = 10
+_MOST_CUTS = 20
 
 
 def write_report(run: StreamRun, moments: Sequence[Moment], directory: Path) -> Path:
@@ -39,7 +58,11 @@ def render(run: StreamRun, moments: Sequence[Moment]) -> str:
     """Return the page as HTML: no script, and nothing fetched from anywhere."""
     template = files("stc_stream").joinpath("report/templates/report.html")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
     )
     maps = [m.result.view.similarity for m in moments if m.result.view.similarity is not None]
     lowest = min((float(similarity.min()) for similarity in maps), default=0.0)
@@ -48,15 +71,19 @@ def render(run: StreamRun, moments: Sequence[Moment]) -> str:
         run=run,
         summary=run.summary,
         tower=tower,
-        verdict=verdict(run),
+        verdict=_unbroken(verdict(run)),
         pictures=[_picture(moment, lowest) for moment in moments],
         lowest=lowest,
         colour_bar=colour_bar(),
         tint=_css(TINT),
         outline=_css(OUTLINE),
-        latency_chart=latency_chart(run.frames),
-        cosine_chart=cosine_chart(run.frames),
+        most_warnings=_MOST_WARNINGS,
+        most_cuts=_MOST_CUTS,
+        frames_a_point=frames_a_point(len(run.frames)),
+        latency_chart=Markup(latency_chart(run.frames)),
+        cosine_chart=Markup(cosine_chart(run.frames)),
         fidelity_chart=_fidelity_chart(run),
+        some_ages=run.fidelity is not None and len(run.fidelity.ages) > MOST_AGES + 1,
         processor=processor(tower.device),
         cores=cores(),
         threads=torch.get_num_threads(),
@@ -66,10 +93,20 @@ def render(run: StreamRun, moments: Sequence[Moment]) -> str:
     )
 
 
-def _fidelity_chart(run: StreamRun) -> str | None:
+def _shown(value: object) -> object:
+    # A name's control characters are written out; what is markup already stays.
+    return printable(value) if type(value) is str else value
+
+
+def _unbroken(text: str) -> Markup:
+    """Return a text as HTML in which no line ends within an option and its value."""
+    return Markup(_OPTION.sub(r'<span class="option">\g<0></span>', str(escape(text))))
+
+
+def _fidelity_chart(run: StreamRun) -> Markup | None:
     if run.fidelity is None or run.fidelity.ages[-1] == 0:
         return None
-    return fidelity_chart(run.fidelity)
+    return Markup(fidelity_chart(run.fidelity))
 
 
 @dataclass(frozen=True)
@@ -104,7 +141,7 @@ def _picture(moment: Moment, lowest: float) -> _Picture:
         overlay=inline(overlay(view), "jpeg"),
         map=None
         if view.similarity is None
-        else inline(similarity_map(view.similarity, lowest), "png"),
+        else inline(similarity_map(view.similarity, lowest, size(view)), "png"),
         ratio=f"{width} / {height}",
         alt=f"Frame {numbers.index} at {numbers.time:.2f} s: {share:.0%} of its patches are tinted "
         f"as recomputed, {numbers.tokens_kept} of {tokens} are outlined as kept",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import io
 
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from stc_stream.comparison import FrameView
+from stc_stream.report.drawing import colours
 
 TINT = (255, 122, 0)
 OUTLINE = (0, 229, 255)
@@ -26,11 +26,10 @@ def overlay(view: FrameView) -> Image.Image:
 
     A patch is tinted the stronger, the more layers recomputed it; one that no layer did is grey
     and dim. The outline goes around each group of patches that the Pruner kept. The picture is
-    576 pixels wide, or, of a frame more than twice as tall as wide, 1152 tall.
+    576 pixels wide, or, of a frame more than twice as tall as wide, 1152 tall (see `size`).
     """
     image = Image.fromarray(view.image)
-    scale = min(WIDTH / image.width, TALLEST / image.height)
-    width, height = max(1, round(scale * image.width)), max(1, round(scale * image.height))
+    width, height = size(view)
     pixels = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS), np.float32)
     rows, columns = _patch_of(height, view.grid[0]), _patch_of(width, view.grid[1])
     share = view.recomputed[rows][:, columns, None]
@@ -48,17 +47,33 @@ def overlay(view: FrameView) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(drawn), 0, 255).astype(np.uint8))
 
 
-def similarity_map(similarity: NDArray[np.float32], lowest: float) -> Image.Image:
-    """Draw a map of similarities, one pixel a patch; `lowest` and 1 are the ends of the scale."""
-    scaled = (similarity - lowest) / max(1 - lowest, 1e-6)
-    colours = matplotlib.colormaps[COLOUR_MAP](np.nan_to_num(np.clip(scaled, 0, 1)))
-    return Image.fromarray(np.rint(colours[..., :3] * 255).astype(np.uint8))
+def similarity_map(
+    similarity: NDArray[np.float32], lowest: float, size: tuple[int, int]
+) -> Image.Image:
+    """Draw a map of similarities as large as the picture that it is of, patch over patch.
+
+    Args:
+        similarity: float32 [rows, columns]; NaN is drawn as the lowest.
+        lowest: it and 1 are the ends of the scale.
+        size: width and height in pixels, from `size`.
+    """
+    scaled = np.clip((similarity - lowest) / max(1 - lowest, 1e-6), 0, 1)
+    drawn = colours(COLOUR_MAP, np.nan_to_num(scaled))
+    rows, columns = _patch_of(size[1], similarity.shape[0]), _patch_of(size[0], similarity.shape[1])
+    return Image.fromarray(drawn[rows][:, columns])
+
+
+def size(view: FrameView) -> tuple[int, int]:
+    """Return the width and height, in pixels, at which a frame is drawn."""
+    height, width = view.image.shape[:2]
+    scale = min(WIDTH / width, TALLEST / height)
+    return max(1, round(scale * width)), max(1, round(scale * height))
 
 
 def colour_bar() -> str:
     """Return the colours of `similarity_map`, low to high, as a CSS gradient."""
-    colours = matplotlib.colormaps[COLOUR_MAP](np.linspace(0, 1, 9))
-    return f"linear-gradient(to right, {', '.join(map(matplotlib.colors.to_hex, colours))})"
+    steps = colours(COLOUR_MAP, np.linspace(0, 1, 9, dtype=np.float32))
+    return f"linear-gradient(to right, {', '.join(f'rgb({r} {g} {b})' for r, g, b in steps)})"
 
 
 def inline(image: Image.Image, kind: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from stc_stream.cacher import CacherConfig
 from stc_stream.comparison import Fidelity, FrameNumbers, Summary, VisionTower, summarise
@@ -35,7 +36,7 @@ class StreamRun:
     fps: float | None = None
     fidelity: Fidelity | None = None
 
-    @property
+    @cached_property
     def summary(self) -> Summary:
         """The numbers over all frames."""
         return summarise(self.frames, self.tower.tokens)

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from stc_stream.comparison import Latency
 from stc_stream.report.run import StreamRun
+from stc_stream.report.terminal import printable, some
 
 # Rows by age: a long refresh interval would fill the screen.
 _AGES = 3
@@ -32,7 +33,7 @@ def summary_table(run: StreamRun) -> Table:
     """Return latency, tokens and closeness to dense, at most 80 columns wide."""
     summary = run.summary
     # As a Text: a file's name may look like markup.
-    title = Text(f"{run.source}: {summary.frames} frames", style="table.title")
+    title = Text(f"{printable(run.source)}: {summary.frames} frames", style="table.title")
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for heading in ("median", "p95", "mean"):
@@ -66,7 +67,9 @@ def summary_table(run: StreamRun) -> Table:
         _cosine(summary.cosine_lowest_frame),
         _cosine(summary.cosine),
     )
-    table.add_row("  on selective frames", "", "", _cosine(summary.cosine_selective), style="dim")
+    if summary.selective:
+        mean = _cosine(summary.cosine_selective)
+        table.add_row("  on selective frames", "", "", mean, style="dim")
     for age, cosine in _by_age(run):
         words = f"  {age} frame{'s' if age > 1 else ''} after its refresh"
         table.add_row(words, "", "", _cosine(cosine), style="dim")
@@ -82,9 +85,7 @@ def _by_age(run: StreamRun) -> list[tuple[int, float | None]]:
         for age, cosine in zip(run.fidelity.ages, run.fidelity.features, strict=True)
         if age > 0
     ]
-    last = len(rows) - 1
-    places = sorted({round(place * last / (_AGES - 1)) for place in range(_AGES)} if rows else ())
-    return [rows[place] for place in places]
+    return [rows[place] for place in some(len(rows), _AGES)]
 
 
 def _latency(latency: Latency) -> tuple[str, str, str]:
