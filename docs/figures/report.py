@@ -39,9 +39,7 @@ def main() -> None:
         if view.similarity is None:
             below = Image.new("RGB", (COLUMN, height), (236, 236, 236))
         else:
-            below = similarity_map(view.similarity, lowest).resize(
-                (COLUMN, height), Image.Resampling.NEAREST
-            )
+            below = similarity_map(view.similarity, lowest, (COLUMN, height))
         sheet.paste(below, (left, height + GAP))
     sheet.quantize(192, method=Image.Quantize.MEDIANCUT).save(
         Path(__file__).with_name("report.png"), optimize=True
