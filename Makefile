@@ -64,7 +64,8 @@ sanitize: $(VENV)/installed-dev  ## run the ops' tests on kernels built with ASa
 
 clean:  ## remove what was built, keep the environment
 	rm -rf build dist *.egg-info report $(VENV)/installed
-	rm -f stc_kernels/_build_info.py stc_kernels/*.so stc_kernels/*.dylib stc_kernels/interop/*.so
+	rm -f stc_kernels/_build_info.py stc_kernels/*.so stc_kernels/*.dylib python/stc_numpy/*.so
+	rm -rf python/stc_numpy/build python/stc_numpy/*.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean  ## remove the environment too

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent
 # pip puts the backend's directory on the path; `python setup.py` does not.
 sys.path.insert(0, str(ROOT / "build_backend"))
 
+from stc_commands import BuildPython  # noqa: E402
 from stc_ninja import compile_libraries, library_name  # noqa: E402
 from stc_toolchain import (  # noqa: E402
     TORCH_REQUIREMENT,
@@ -28,7 +29,7 @@ from stc_toolchain import (  # noqa: E402
 PACKAGE = "stc_kernels"
 BUILD_INFO = "_build_info.py"
 TORCH_OPS = "stc_kernels.libstc_kernels"
-NUMPY_MODULE = "stc_kernels.interop._numpy"
+NUMPY_MODULE = "stc_numpy._kernels"
 
 
 class Build(build):
@@ -59,12 +60,12 @@ class BuildLibraries(build_ext):
         torch = find_torch()
         if torch is None:
             fail(f"torch is missing from the build environment: pip install '{TORCH_REQUIREMENT}'")
-        libraries = compile_libraries(ROOT, torch, find_compiler())
+        libraries = compile_libraries(ROOT, find_compiler(), torch)
         built = {TORCH_OPS: libraries.torch_ops, NUMPY_MODULE: libraries.numpy_module}
         for extension in self.extensions:
             target = Path(self.get_ext_fullpath(extension.name))
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(built[extension.name], target)
+            shutil.copyfile(ROOT / built[extension.name], target)
 
     def get_ext_filename(self, fullname: str) -> str:
         *packages, name = fullname.split(".")
@@ -125,7 +126,12 @@ def _build_info() -> str:
 
 check_build_tools()
 setup(
-    cmdclass={"build": Build, "build_ext": BuildLibraries, "build_info": BuildInfo},
+    cmdclass={
+        "build": Build,
+        "build_ext": BuildLibraries,
+        "build_info": BuildInfo,
+        "build_py": BuildPython,
+    },
     # The sources are ninja's affair: setuptools needs the names of what comes out.
     ext_modules=[Extension(TORCH_OPS, []), Extension(NUMPY_MODULE, [])]
     if extension_wanted()

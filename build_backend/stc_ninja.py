@@ -39,10 +39,10 @@ _COMMON_FLAGS = (
 
 @dataclass(frozen=True)
 class Libraries:
-    """The two shared libraries: the torch ops, and the NumPy module."""
+    """The shared libraries: the NumPy module, and the torch ops where they were asked for."""
 
-    torch_ops: Path
     numpy_module: Path
+    torch_ops: Path | None
 
 
 @dataclass(frozen=True)
@@ -57,30 +57,31 @@ def build_directory() -> Path:
     return Path("build", f"ninja-{sysconfig.get_platform()}-{sys.implementation.cache_tag}")
 
 
-def compile_libraries(root: Path, torch: Torch, compiler: Compiler) -> Libraries:
-    """Compile `root`/csrc and return the paths of what was linked. An error stops the build."""
+def compile_libraries(root: Path, compiler: Compiler, torch: Torch | None) -> Libraries:
+    """Compile `root`/csrc, without `torch` for NumPy alone. An error stops the build.
+
+    Returns paths relative to `root`.
+    """
     ninja = _ninja_command()
     directory = build_directory()
     (root / directory).mkdir(parents=True, exist_ok=True)
-    libraries = _write_build_file(root, directory, torch, compiler)
+    libraries = _write_build_file(root, directory, compiler, torch)
     # Paths in the build file are relative to the root, so that a moved tree stays built.
     command = [ninja, "-C", str(root), "-f", str(directory / "build.ninja")]
     if subprocess.run(command, check=False).returncode != 0:
         fail("the C++ sources did not compile: the compiler's own words are above")
-    return Libraries(root / libraries.torch_ops, root / libraries.numpy_module)
+    return libraries
 
 
-def _write_build_file(root: Path, directory: Path, torch: Torch, compiler: Compiler) -> Libraries:
+def _write_build_file(
+    root: Path, directory: Path, compiler: Compiler, torch: Torch | None
+) -> Libraries:
     from ninja.ninja_syntax import Writer
 
     dispatch = _dispatch_objects(root, directory)
-    torch_objects = _objects(root, directory, "csrc/torch/*.cpp", _torch_flags(torch))
     numpy_objects = _objects(root, directory, "csrc/numpy/*.cpp", _numpy_flags())
-    numpy_suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    libraries = Libraries(
-        directory / library_name(),
-        directory / f"_numpy{numpy_suffix}",
-    )
+    numpy_module = directory / f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
+    torch_ops = directory / library_name()
     with (root / directory / "build.ninja").open("w", encoding="utf-8") as stream:
         writer = Writer(stream, width=100)
         writer.variable("builddir", str(directory))
@@ -95,11 +96,14 @@ def _write_build_file(root: Path, directory: Path, torch: Torch, compiler: Compi
             deps="gcc",
         )
         writer.rule("link", "$cxx $ldflags $in $libs -o $out", description="link $out")
-        for item in (*torch_objects, *numpy_objects, *dispatch):
-            writer.build(item.path, "compile", item.source, variables={"flags": _words(item.flags)})
-        _link(writer, libraries.torch_ops, (*torch_objects, *dispatch), _torch_libraries(torch))
-        _link(writer, libraries.numpy_module, (*numpy_objects, *dispatch), _numpy_libraries())
-    return libraries
+        _compile(writer, (*numpy_objects, *dispatch))
+        _link(writer, numpy_module, (*numpy_objects, *dispatch), _numpy_libraries())
+        if torch is None:
+            return Libraries(numpy_module, None)
+        torch_objects = _objects(root, directory, "csrc/torch/*.cpp", _torch_flags(torch))
+        _compile(writer, torch_objects)
+        _link(writer, torch_ops, (*torch_objects, *dispatch), _torch_libraries(torch))
+    return Libraries(numpy_module, torch_ops)
 
 
 def library_name() -> str:
@@ -186,6 +190,11 @@ def _link_flags() -> tuple[str, ...]:
 
 def _environment_flags(name: str) -> tuple[str, ...]:
     return tuple(shlex.split(os.environ.get(name, "")))
+
+
+def _compile(writer: Writer, objects: tuple[_Object, ...]) -> None:
+    for item in objects:
+        writer.build(item.path, "compile", item.source, variables={"flags": _words(item.flags)})
 
 
 def _link(

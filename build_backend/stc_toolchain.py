@@ -26,9 +26,9 @@ TORCH_REQUIREMENT = "torch>=2.10"
 
 _NO_COMPILER = (
     "no C++ compiler found: install one (`apt install g++` on Debian and Ubuntu, "
-    "`xcode-select --install` on macOS), or set STC_KERNELS_NO_EXT=1 to install without "
-    "compiled code"
+    "`xcode-select --install` on macOS)"
 )
+_WITHOUT = "set STC_KERNELS_NO_EXT=1 to install without compiled code"
 
 # Prints where this interpreter, started afresh, would import torch from. Its first path entry is
 # the working directory, which is not part of the environment.
@@ -110,13 +110,14 @@ def find_torch() -> Torch | None:
     return torch
 
 
-def find_compiler() -> Compiler:
-    """Return the C++ compiler: ``$CXX`` if set, else c++, g++ or clang++. None stops the build."""
+def find_compiler(*, optional: bool = True) -> Compiler:
+    """Return the C++ compiler: ``$CXX`` if set, else c++, g++ or clang++. None stops the build.
+
+    Where compiled code is `optional`, the line that says so names the way without it.
+    """
     if sys.platform == "win32":
-        fail(
-            "compiled code is built on Linux and macOS only: "
-            "set STC_KERNELS_NO_EXT=1 to install without it"
-        )
+        only = "compiled code is built on Linux and macOS only"
+        fail(f"{only}: {_WITHOUT}" if optional else only)
     chosen = os.environ.get("CXX", "").strip()
     for command in [shlex.split(chosen)] if chosen else [["c++"], ["g++"], ["clang++"]]:
         version = _compiler_version(command)
@@ -124,7 +125,7 @@ def find_compiler() -> Compiler:
             return Compiler(tuple(command), version)
     if chosen:
         fail(f"no C++ compiler found: CXX is {chosen!r}, which does not run; unset or correct it")
-    fail(_NO_COMPILER)
+    fail(f"{_NO_COMPILER}, or {_WITHOUT}" if optional else _NO_COMPILER)
 
 
 def isas() -> tuple[Isa, ...]:

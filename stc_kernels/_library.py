@@ -1,17 +1,14 @@
-"""Finds and loads the compiled ops, once, when torch is there."""
+"""Finds the compiled ops and registers them with torch."""
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import re
 import sys
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+import torch
 
 _PACKAGE = Path(__file__).resolve().parent
 _NOT_BUILT = (
@@ -35,13 +32,16 @@ def build_info() -> dict[str, Any]:
     }
 
 
-def register_with_torch() -> None:
-    """Register the ops now if torch is imported, else as soon as it is."""
-    build_info()
-    if "torch" in sys.modules:
-        _register()
+@cache
+def load() -> None:
+    """Register the ops with torch, once a process; what is not built is an ``ImportError``."""
+    from stc_kernels import _registry
+
+    if build_info()["extension"]:
+        torch.ops.load_library(str(_compiled_library()))
     else:
-        sys.meta_path.insert(0, _AfterTorch())
+        _registry.define_schemas()
+    _registry.register()
 
 
 def public_error(error: RuntimeError) -> Exception:
@@ -63,19 +63,6 @@ def public_error(error: RuntimeError) -> Exception:
     return error
 
 
-@cache
-def _register() -> None:
-    import torch
-
-    from stc_kernels import _registry
-
-    if build_info()["extension"]:
-        torch.ops.load_library(str(_compiled_library()))
-    else:
-        _registry.define_schemas()
-    _registry.register()
-
-
 def _compiled_library() -> Path:
     suffix = "dylib" if sys.platform == "darwin" else "so"
     path = _PACKAGE / f"libstc_kernels.{suffix}"
@@ -85,44 +72,3 @@ def _compiled_library() -> Path:
             "install the package again"
         )
     return path
-
-
-class _AfterTorch(importlib.abc.MetaPathFinder):
-    """Lets torch be imported as always, then registers the ops and steps aside."""
-
-    def find_spec(
-        self,
-        fullname: str,
-        path: Sequence[str] | None,
-        target: ModuleType | None = None,
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != "torch":
-            return None
-        # Being asked is not being imported: many look whether torch is there long before.
-        for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(fullname, path, target)
-            if spec is not None:
-                if spec.loader is not None:
-                    spec.loader = _ThenRegister(spec.loader, self)
-                return spec
-        return None
-
-
-class _ThenRegister(importlib.abc.Loader):
-    def __init__(self, loader: Any, finder: _AfterTorch) -> None:
-        self._loader = loader
-        self._finder = finder
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        module: ModuleType | None = self._loader.create_module(spec)
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        # The module keeps its own loader: only this one import is watched.
-        module.__loader__ = self._loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
-        if self._finder in sys.meta_path:
-            sys.meta_path.remove(self._finder)
-        _register()

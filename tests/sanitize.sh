@@ -18,13 +18,13 @@ done
 tree=build/sanitize
 mkdir -p $tree
 # The sources as they are, without what another build has left in them; objects are kept.
-for part in csrc stc_kernels build_backend tests/ops tests/conftest.py setup.py pyproject.toml \
-  MANIFEST.in README.md LICENSE; do
+for part in csrc stc_kernels python/stc_numpy build_backend tests/ops tests/conftest.py setup.py \
+  pyproject.toml MANIFEST.in README.md LICENSE; do
   rm -rf "${tree:?}/$part"
   mkdir -p "$(dirname $tree/$part)"
   cp -a $part $tree/$part
 done
-find $tree/stc_kernels \( -name '*.so' -o -name _build_info.py \) -delete
+find $tree/stc_kernels $tree/python \( -name '*.so' -o -name _build_info.py \) -delete
 cd $tree
 
 flags="-fsanitize=address,undefined"

@@ -1,5 +1,5 @@
 // The ops on NumPy arrays: the same kernels, no torch. Arguments are checked in
-// stc_kernels/interop/numpy.py; arrays arrive contiguous and of the right dtype.
+// python/stc_numpy/__init__.py; arrays arrive contiguous and of the right dtype.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -75,8 +75,8 @@ FloatArray frame_difference(const ByteArray& current, const ByteArray& reference
 
 }  // namespace
 
-PYBIND11_MODULE(_numpy, m, py::mod_gil_not_used()) {
-  m.doc() = "Compiled kernels behind stc_kernels.interop.numpy.";
+PYBIND11_MODULE(_kernels, m, py::mod_gil_not_used()) {
+  m.doc() = "Compiled kernels behind stc_numpy.";
   m.def("patch_similarity", &patch_similarity);
   m.def("select_scores", &select_scores);
   m.def("frame_difference", &frame_difference);

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from stc_kernels.interop.numpy import frame_difference
+from stc_numpy import frame_difference
 
 PATCH, CHANGED = 16, 0.1
 

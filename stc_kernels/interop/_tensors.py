@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.utils.dlpack import from_dlpack
+
 
 def as_tensor(op: str, name: str, array: Any) -> Any:
     """Return an array's memory as a tensor; what doesn't speak DLPack stays as it is.
@@ -11,9 +13,6 @@ def as_tensor(op: str, name: str, array: Any) -> Any:
     Raises:
         ValueError: negative strides, in the words of `op` about its argument `name`.
     """
-    # Here, so that those who need torch can say so themselves when it is missing.
-    from torch.utils.dlpack import from_dlpack
-
     if not hasattr(array, "__dlpack__"):
         return array
     strides = getattr(array, "strides", None)

@@ -13,11 +13,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-import stc_kernels
-from stc_kernels.interop._optional import require
-from stc_kernels.interop._tensors import as_tensor
+import torch
 
-torch = require("torch", "dlpack", "torch")
+import stc_kernels
+from stc_kernels.interop._tensors import as_tensor
 
 __all__ = [
     "anchor_scores",

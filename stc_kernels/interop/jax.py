@@ -17,13 +17,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+import torch
+
 import stc_kernels
 from stc_kernels.interop._optional import require
 from stc_kernels.interop._tensors import as_tensor
 
 jax = require("jax", "jax", "jax")
-torch = require("torch", "jax", "torch")
-np = require("numpy", "jax", "numpy")
 
 __all__ = [
     "anchor_scores",

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from math import inf, nan
 from typing import Any
 
+import torch
+
 from stc_kernels.interop._optional import require
 from stc_kernels.ops.anchor_scores.naive import BANDWIDTHS
 from stc_kernels.ops.patch_similarity.naive import NORM_FLOOR
 
 op = require("onnxscript", "onnx", "onnxscript").opset18
-torch = require("torch", "onnx", "torch")
 
 __all__ = ["translation_table"]
 

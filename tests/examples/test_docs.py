@@ -11,7 +11,9 @@ import pytest
 import stc_kernels
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "python/stc_numpy/README.md"]
+)
 SAMPLE = ROOT / "python/stc_stream/data/sample.mp4"
 # A block is left out only by a comment on the line before its fence that says why.
 NOT_RUN = re.compile(r"<!-- not run: (?P<reason>\S.*) -->")

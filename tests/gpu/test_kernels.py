@@ -7,8 +7,8 @@ import torch
 from ops.test_registration import OPS, arguments
 
 import stc_kernels
+from stc_kernels._warmup import calls
 from stc_kernels.testing import DTYPES, integer_tokens, naive, random_tokens
-from stc_kernels.tuning import calls
 
 pytestmark = pytest.mark.gpu
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])

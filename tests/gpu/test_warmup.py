@@ -8,6 +8,7 @@ import torch
 import stc_kernels
 from stc_kernels import _blocks, tuning
 from stc_kernels._registry import SCHEMAS
+from stc_kernels._warmup import calls
 
 
 def test_on_a_cpu_there_is_nothing_to_do():
@@ -20,7 +21,7 @@ def test_on_a_cpu_there_is_nothing_to_do():
 
 @pytest.mark.parametrize("op", SCHEMAS)
 def test_calls_are_good_ones(op):
-    made = list(tuning.calls(op, 2, 9, 16, 3, torch.bfloat16, "cpu"))
+    made = list(calls(op, 2, 9, 16, 3, torch.bfloat16, "cpu"))
     for arguments in made:
         getattr(torch.ops.stc_kernels, op)(*arguments)
     assert made

@@ -1,4 +1,4 @@
-"""`stc_kernels.interop.numpy` against the torch ops, and without torch."""
+"""`stc_numpy` against the torch ops, and without torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ops.test_errors import CASES
 
 import stc_kernels
 
-sn = pytest.importorskip("stc_kernels.interop.numpy", exc_type=ImportError)
+sn = pytest.importorskip("stc_numpy", exc_type=ImportError)
 
 
 @pytest.fixture
@@ -26,9 +26,40 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.standard_normal(shape, dtype=np.float32)
 
 
-def test_imports_no_torch():
-    code = "import sys, stc_kernels.interop.numpy; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+GATE = """
+import numpy as np
+from stc_numpy import frame_difference
+black, white = np.array([0, 255], np.uint8).repeat(72).reshape(2, 4, 6, 3)
+assert (frame_difference(black, white, 4) == 1).all()
+"""
+BESIDE = {
+    "nothing": "import sys\n{}\nassert 'torch' not in sys.modules",
+    "torch forbidden": "import sys; sys.modules['torch'] = None\n{}",
+    "torch mocked": "import sys, unittest.mock as m; sys.modules['torch'] = m.MagicMock()\n{}",
+    "torch an empty module": "import sys; sys.modules['torch'] = type(sys)('torch')\n{}",
+    "torch that fails": """
+import sys
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise OSError("libtorch.so: cannot open shared object file")
+sys.meta_path.insert(0, Broken())
+{}""",
+}
+
+
+@pytest.mark.parametrize("code", BESIDE.values(), ids=BESIDE)
+def test_needs_no_torch(code):
+    subprocess.run([sys.executable, "-c", code.format(GATE)], check=True)
+
+
+def test_the_former_name_is_an_alias_that_says_so():
+    sys.modules.pop("stc_kernels.interop.numpy", None)
+    with pytest.warns(DeprecationWarning, match="is now stc_numpy") as warned:
+        import stc_kernels.interop.numpy as former
+    assert warned[0].filename == __file__
+    assert former.__all__ == sn.__all__
+    assert all(getattr(former, name) is getattr(sn, name) for name in sn.__all__)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "dot", "l1", "l2"])
@@ -135,7 +166,7 @@ def test_the_text_is_that_of_the_torch_ops(op, args, error, text):
     arrays = [a.numpy() if isinstance(a, torch.Tensor) else a for a in args]
     with pytest.raises(error) as raised:
         getattr(sn, op)(*arrays)
-    assert str(raised.value) == f"stc_kernels.{op}: {without_torch(text)}"
+    assert str(raised.value) == f"stc_numpy.{op}: {without_torch(text)}"
 
 
 X = np.zeros((2, 6, 4), np.float32)
@@ -176,7 +207,7 @@ def test_errors_of_its_own(op, args, text):
     wrong_type = "dtype" in text or " be a" in text
     with pytest.raises(TypeError if wrong_type else ValueError) as raised:
         getattr(sn, op)(*args)
-    assert str(raised.value) == f"stc_kernels.{op}: {text}"
+    assert str(raised.value) == f"stc_numpy.{op}: {text}"
 
 
 def test_nothing_is_computed_before_all_is_checked(monkeypatch):
@@ -192,7 +223,7 @@ MALFORMED = textwrap.dedent(
     import sys
 
     import numpy as np
-    import stc_kernels.interop.numpy as sn
+    import stc_numpy as sn
 
     op, count, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     random.seed(seed)
@@ -251,7 +282,7 @@ MALFORMED = textwrap.dedent(
             getattr(sn, op)(*args)
             answered += 1
         except (ValueError, TypeError) as error:
-            assert str(error).startswith((f"stc_kernels.{op}: ", f"{op}() missing")), error
+            assert str(error).startswith((f"stc_numpy.{op}: ", f"{op}() missing")), error
             refused += 1
     print(refused, answered)
     """

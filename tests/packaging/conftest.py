@@ -1,7 +1,8 @@
 """Trees to install and environments to install into.
 
-An environment here is a fresh venv that borrows torch (and, if asked, the build tools) from the
-interpreter that runs the tests, by a ``.pth`` file: as good as installed, without the gigabytes.
+An environment here is a fresh venv that borrows what it is asked to have (torch and all else, NumPy
+alone, the build tools) from the interpreter that runs the tests, by a ``.pth`` file: as good as
+installed, without the gigabytes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 BUILD_TOOLS = ("setuptools", "pybind11", "ninja", "_distutils_hack")
 _TREE = ("build_backend", "csrc", "python", "stc_kernels")
 _TREE_FILES = ("LICENSE", "MANIFEST.in", "README.md", "constraints.txt", "pyproject.toml")
-_BUILT = ("*.so", "*.dylib", "_build_info.py", "__pycache__", "*.egg-info")
+_BUILT = ("*.so", "*.dylib", "_build_info.py", "__pycache__", "*.egg-info", "build")
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,21 @@ def unbuilt_tree(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def make_environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Environment]:
-    """Return a function that makes an environment with torch or without, with tools or without."""
+    """Return a function that makes an environment with what its arguments name, and nothing else.
+
+    With torch comes NumPy, and whatever else there is.
+    """
     borrowed = tmp_path_factory.mktemp("borrowed")
     _borrow(borrowed / "torch", lambda name: name not in BUILD_TOOLS)
+    _borrow(borrowed / "numpy", lambda name: name in ("numpy", "numpy.libs"))
     _borrow(borrowed / "tools", lambda name: name in BUILD_TOOLS)
 
-    def make(*, torch: bool = True, tools: bool = False) -> Environment:
+    def make(*, torch: bool = True, numpy: bool = False, tools: bool = False) -> Environment:
         directory = tmp_path_factory.mktemp("environment") / "venv"
         venv.create(directory, symlinks=True, with_pip=False)
         environment = Environment(directory)
-        wanted = [borrowed / "torch"] * torch + [borrowed / "tools"] * tools
-        lines = "".join(f"{path}\n" for path in wanted)
+        wanted = {"torch": torch, "numpy": numpy, "tools": tools}
+        lines = "".join(f"{borrowed / name}\n" for name, is_wanted in wanted.items() if is_wanted)
         if tools:
             (directory / "bin/ninja").symlink_to(Path(ninja.BIN_DIR, "ninja"))
         (environment.site_packages / "borrowed.pth").write_text(lines, encoding="utf-8")

@@ -26,7 +26,7 @@ print(stc_kernels.__file__, stc_stream.__file__, sep="\n")
 USE_NUMPY = """
 import sys
 import numpy
-from stc_kernels.interop.numpy import topk_gather
+from stc_numpy import topk_gather
 kept, index = topk_gather(numpy.ones((1, 3, 2), "float32"), numpy.eye(1, 3, 1, "float32"), 1)
 assert index.tolist() == [[1]], index
 assert "torch" not in sys.modules
@@ -93,15 +93,18 @@ def test_wheel_carries_what_the_packages_need(installed: Environment) -> None:
     for name in (
         "stc_kernels/py.typed",
         "stc_kernels/_build_info.py",
-        f"stc_kernels/interop/_numpy{suffix}",
+        f"stc_numpy/_kernels{suffix}",
+        "stc_numpy/_kernels.pyi",
+        "stc_numpy/py.typed",
         "stc_stream/py.typed",
     ):
         assert (packages / name).exists(), name
+    assert not (packages / "stc_numpy/setup.py").exists()
     for folder in ("tests", "benchmarks", "csrc", "build_backend", "examples"):
         assert not (packages / folder).exists(), folder
     assert (installed.directory / "bin/stc").exists()
     # A wheel's libraries must not look for torch, or anything, where they were built.
-    for library in packages.glob("stc_kernels/**/*.so"):
+    for library in packages.glob("stc_*/**/*.so"):
         assert str(packages.parents[2]).encode() not in library.read_bytes()
 
 
@@ -175,9 +178,12 @@ def test_installs_without_compiled_code(
     variables = {**NO_EXT, "PATH": ""}
     log = install(environment, "--no-build-isolation", str(unbuilt_tree), variables=variables)
     assert "stc_kernels-0.1.0-py3-none-any.whl" in log
-    extension, kernels, _ = use(environment, tmp_path)
+    extension, *_ = use(environment, tmp_path)
     assert extension == "False"
-    assert not list(Path(kernels).parent.rglob("*.so"))
+    assert not list(environment.site_packages.glob("stc_*/**/*.so"))
+    refused = environment.run("-c", "import stc_numpy", cwd=tmp_path).stderr.splitlines()[-1]
+    assert refused.startswith("ImportError: stc_numpy has no compiled code in ")
+    assert "STC_KERNELS_NO_EXT" in refused
     answer = environment.run(str(environment.directory / "bin/stc"), "info", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert "naive" in answer.stdout
@@ -213,7 +219,7 @@ def test_source_distribution_is_whole(
         str(path.relative_to(tree))
         for folder in ("csrc", "build_backend", "stc_kernels", "python")
         for path in (tree / folder).rglob("*")
-        if path.is_file() and path.suffix in (".cpp", ".h", ".py", ".json", ".mp4")
+        if path.is_file() and path.suffix in (".cpp", ".h", ".py", ".json", ".mp4", ".toml")
     }
     generated = {"stc_kernels/_build_info.py"}
     assert sources - generated <= names
