@@ -18,11 +18,11 @@ BENCH_FIGURE ?= $(BENCH_OUT)/ops.svg
 SOURCES := $(shell find csrc build_backend -name '*.cpp' -o -name '*.h' -o -name '*.py') setup.py
 CPP := $(shell find csrc examples tests -name '*.cpp' -o -name '*.h')
 
-.PHONY: help demo test test-full check-pins lint format bench gpu-check sanitize clean distclean
+.PHONY: help demo test test-full check-pins lint format bench bench-avx2 gpu-check sanitize clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 
 demo: $(VENV)/installed  ## stream the sample clip with and without STC, and write a report
 	$(BIN)/stc stream --report $(REPORT) $(STREAM_ARGS)
@@ -54,6 +54,14 @@ bench: $(VENV)/installed-dev  ## time the ops, print one table and draw one figu
 	@mkdir -p $(BENCH_OUT)
 	$(BIN)/python -m pytest -q $(BENCHMARKS) --benchmark-quiet --benchmark-json $(BENCH_OUT)/run.json $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.report $(BENCH_OUT)/run.json --save $(BENCH_OUT)/results --figure $(BENCH_FIGURE)
+
+# What limits each library to what a machine without AVX-512 has: our ops, torch, oneDNN and MKL.
+# Graphs that inductor compiled for this machine are not for that one.
+AVX2 := STC_KERNELS_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
+  MKL_ENABLE_INSTRUCTIONS=AVX2 TORCHINDUCTOR_CACHE_DIR=$(abspath $(BENCH_OUT)-avx2)/inductor
+
+bench-avx2:  ## the same, as on a machine without AVX-512
+	$(AVX2) $(MAKE) bench BENCH_OUT=$(BENCH_OUT)-avx2
 
 # No environment of its own: it takes the torch and the Triton that the machine has.
 gpu-check:  ## build, test, sanitize and time on the NVIDIA GPU of this machine, without a network

@@ -81,6 +81,7 @@ def pytest_benchmark_update_machine_info(
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": str(torch.__version__),
+        "torch_cpu": torch.backends.cpu.get_cpu_capability(),
         "ops": stc_kernels.implementation("select_dynamic", config.getoption("--device")),
         "compiler": stc_kernels.build_info()["compiler"],
         "load_at_start": round(config.stash[_LOAD], 1),

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.timers import Times
 
+_NOT_PLAIN = {"ours", "op", "function", "empty", "allocate", "read", "copy"}
 _ABOUT = ("op", "model", "frames", "tokens", "channels", "k", "dtype", "device", "default")
 
 
@@ -21,7 +22,8 @@ class Result:
     Attributes:
         name: the test and its parameters.
         kind: ``op``, ``overhead`` or ``tower``.
-        sides: seconds a call of each side, by name; ours is ``ours``, or ``op`` for an overhead.
+        sides: seconds a call of each side, by name; ours is ``ours``, or ``op`` for an overhead;
+            ``read`` and ``copy`` are limits, and the others of an op or a tower are plain PyTorch.
         about: op, model, sizes, dtype and device; for a tower what its test says of it.
         bytes: fewest bytes the op can move; 0 if not an op.
         read_bytes: bytes that one read reads.
@@ -42,6 +44,16 @@ class Result:
     def times_faster_than(self, side: str) -> float | None:
         """Return the time of `side` over ours; None if that side was not timed."""
         return self._times(side) if side in self.sides else None
+
+    @property
+    def plain(self) -> list[str]:
+        """The sides that are plain PyTorch."""
+        return [side for side in self.sides if side not in _NOT_PLAIN]
+
+    @property
+    def fastest(self) -> str:
+        """The plain way of the least time: what ours is held against first."""
+        return min(self.plain, key=self._times)
 
     @property
     def ours(self) -> float:
@@ -144,12 +156,15 @@ def _result(benchmark: dict[str, Any]) -> Result:
 
 
 def _tower(name: str, benchmark: dict[str, Any]) -> Result:
-    # Its test keeps the dense side's median alone; ours has all of pytest-benchmark's statistics.
+    # Its test keeps the dense sides' medians alone; ours has all of pytest-benchmark's statistics.
     extra, stats = dict(benchmark["extra_info"]), benchmark["stats"]
     rounds = stats["rounds"]
     ours = Times(stats["median"], stats["q1"], stats["q3"], stats["min"], rounds, 1)
-    dense = extra.pop("dense_ms") / 1000
-    sides = {"ours": ours, "dense": Times(*[dense] * 4, rounds=rounds, calls=1)}
+    sides = {"ours": ours}
+    for side in ("dense", "dense_compiled"):
+        if f"{side}_ms" in extra:
+            median = extra.pop(f"{side}_ms") / 1000
+            sides[side] = Times(*[median] * 4, rounds=rounds, calls=1)
     return Result(name, "tower", sides, extra)
 
 

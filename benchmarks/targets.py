@@ -51,10 +51,18 @@ def _of_op(result: Result) -> Iterable[Verdict]:
     return [verdict for rule in rules if (verdict := rule(result)) is not None]
 
 
-def _faster(side: str, times: float, fewest_frames: int = 1, most_frames: int = 2**31) -> _Rule:
+def _faster(
+    side: str,
+    times: float,
+    fewest_frames: int = 1,
+    most_frames: int = 2**31,
+    dtypes: tuple[str, ...] = ("float32", "bfloat16"),
+) -> _Rule:
     def rule(result: Result) -> Verdict | None:
         figure = result.times_faster_than(side)
         if figure is None or not fewest_frames <= result.about["frames"] <= most_frames:
+            return None
+        if result.about["dtype"] not in dtypes:
             return None
         return Verdict(result.name, f"≥ {times:g} × {side}", f"{figure:.2f} ×", figure >= times)
 
@@ -91,14 +99,16 @@ def _overhead(result: Result) -> Verdict:
 _ROWS_MOVED = ("gather_tokens", "merge_tokens", "topk_gather")
 _CPU: dict[str, tuple[_Rule, ...]] = {
     "select_dynamic": (
-        _faster("eager", 3, most_frames=15),
-        _faster("eager", 8, fewest_frames=16),
+        _faster("eager", 3, most_frames=15, dtypes=("float32",)),
+        _faster("eager", 8, fewest_frames=16, dtypes=("float32",)),
+        _faster("eager", 4, dtypes=("bfloat16",)),
         _faster("compiled", 1.5),
         _reads(2.5, fewest_frames=16),
     ),
     "prune_tokens": (
-        _faster("eager", 10, most_frames=15),
-        _faster("eager", 20, fewest_frames=16),
+        _faster("eager", 10, most_frames=15, dtypes=("float32",)),
+        _faster("eager", 20, fewest_frames=16, dtypes=("float32",)),
+        _faster("eager", 8, dtypes=("bfloat16",)),
         _faster("compiled", 3),
         _reads(4, fewest_frames=16),
     ),

@@ -16,9 +16,15 @@ def times(median: float) -> Times:
     return Times(median, median, median, median, 5, 1)
 
 
-def op(name: str = "select_dynamic", frames: int = 16, device: str = "cpu", **sides) -> Result:
+def op(
+    name: str = "select_dynamic",
+    frames: int = 16,
+    device: str = "cpu",
+    dtype: str = "float32",
+    **sides,
+) -> Result:
     about = {"op": name, "model": "m", "frames": frames, "tokens": 2, "channels": 3, "k": 1}
-    about |= {"dtype": "float32", "device": device, "default": True}
+    about |= {"dtype": dtype, "device": device, "default": True}
     seconds = {"ours": 1.0, "eager": 100.0, "compiled": 10.0, "read": 1.0, "copy": 2.0} | sides
     all_sides = {side: times(t) for side, t in seconds.items()}
     return Result(f"{name}-F{frames}", "op", all_sides, about, 3000, 2000, 4000)
@@ -43,6 +49,9 @@ def test_figures():
     result = op(ours=2.0, eager=8.0, read=0.5)
     assert result.times_faster_than("eager") == 4.0
     assert result.times_faster_than("lean") is None
+    assert result.fastest == "eager"
+    # Limits and ours are no plain ways.
+    assert op(ours=2.0, lean_compiled=9.0, read=0.5, copy=0.1).fastest == "lean_compiled"
     assert result.reads == 4.0
     assert result.rate == 1500.0
     assert result.percent_of_read == pytest.approx(100 * 1500 / 4000)
@@ -69,7 +78,8 @@ def test_saved_results_are_read_back(tmp_path):
 
 
 def test_a_towers_result_is_read(tmp_path):
-    extra = {"tower": "T", "dense_ms": 3000.0, "ours_ms": 1000.0, "cap": 3.2}
+    extra = {"tower": "T", "dense_ms": 3000.0, "dense_compiled_ms": 2800.0, "ours_ms": 1000.0}
+    extra["cap"] = 3.2
     stats = {"median": 1.0, "q1": 0.9, "q3": 1.1, "min": 0.8, "rounds": 7}
     benchmark = {"name": "test_selective_frame[float32]", "extra_info": extra, "stats": stats}
     path = tmp_path / "run.json"
@@ -77,6 +87,8 @@ def test_a_towers_result_is_read(tmp_path):
     (result,) = from_runs([path]).results
     assert result.kind == "tower" and result.name == "selective_frame[float32]"
     assert result.times_faster_than("dense") == pytest.approx(3.0)
+    assert result.fastest == "dense_compiled"
+    assert result.times_faster_than("dense_compiled") == pytest.approx(2.8)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +103,10 @@ def test_a_towers_result_is_read(tmp_path):
         (op("prune_tokens", 1, ours=1.0, eager=10.0, compiled=3.0, read=0.01), []),
         (op("prune_tokens", 64, ours=1.0, eager=19.0, compiled=3.0), ["≥ 20 × eager"]),
         (op("merge_tokens", ours=1.0, eager=1.4), ["≥ 1.5 × eager"]),
+        # In bfloat16 eager is bfloat16 itself, faster than what converts first.
+        (op(dtype="bfloat16", ours=1.0, eager=4.0, compiled=1.5, read=0.4), []),
+        (op(frames=1, dtype="bfloat16", ours=1.0, eager=3.9), ["≥ 4 × eager"]),
+        (op("prune_tokens", dtype="bfloat16", ours=1.0, eager=7.9), ["≥ 8 × eager"]),
         (op("quiet_channels", ours=9.0, eager=1.0), []),
         (op(frames=64, device="cuda", copy=4000 / 3000 * 0.69), ["≥ 70% of copy bandwidth"]),
         (op(frames=16, device="cuda", copy=0.1), []),
