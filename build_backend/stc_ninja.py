@@ -160,8 +160,10 @@ def _objects(
 def _torch_flags(torch: Torch) -> tuple[str, ...]:
     include = torch.directory / "include"
     api = include / "torch/csrc/api/include"
-    # As system headers, torch's own warnings stay out of the build's output.
-    return (_TORCH_TARGET, "-isystem", str(include), "-isystem", str(api))
+    # As system headers, torch's own warnings stay out of the build's output. Its messages name the
+    # header they come from, which is not to be a path of the machine that built.
+    nameless = f"-fmacro-prefix-map={include}/="
+    return (_TORCH_TARGET, nameless, "-isystem", str(include), "-isystem", str(api))
 
 
 def _torch_libraries(torch: Torch) -> tuple[str, ...]:

@@ -4,7 +4,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <memory>
 #include <optional>
 #include <string>
 
@@ -18,6 +17,9 @@ using FloatArray = py::array_t<float, py::array::c_style>;
 using IndexArray = py::array_t<int64_t, py::array::c_style>;
 using SlotArray = py::array_t<int32_t, py::array::c_style>;
 using ByteArray = py::array_t<uint8_t, py::array::c_style>;
+// An array, so that NumPy says what is missing where there is no memory.
+template <typename T>
+using Scratch = py::array_t<T>;
 
 stc::Tokens view(const FloatArray& array) {
   const int64_t tokens = array.shape(1), channels = array.shape(2);
@@ -49,12 +51,13 @@ py::tuple select_scores(const FloatArray& scores, int64_t k, bool largest, bool 
   const float* values = scores.data();
   int64_t* places = index.mutable_data();
   int32_t* slots = with_slot ? slot.mutable_data() : nullptr;
+  Scratch<uint32_t> scratch(tokens);
+  uint32_t* keys = scratch.mutable_data();
   {
     const py::gil_scoped_release released;
-    const std::unique_ptr<uint32_t[]> keys(new uint32_t[tokens]);
     for (int64_t f = 0; f < frames; ++f) {
       stc::kernels().select(values + f * tokens, tokens, k, largest, places + f * k,
-                            with_slot ? slots + f * tokens : nullptr, keys.get());
+                            with_slot ? slots + f * tokens : nullptr, keys);
     }
   }
   return py::make_tuple(index, slot);
@@ -66,10 +69,12 @@ FloatArray frame_difference(const ByteArray& current, const ByteArray& reference
   FloatArray out({(height + patch - 1) / patch, across});
   float* target = out.mutable_data();
   const uint8_t *a = current.data(), *b = reference.data();
+  Scratch<uint32_t> column_scratch(3 * width);
+  Scratch<uint64_t> total_scratch(across);
+  uint32_t* columns = column_scratch.mutable_data();
+  uint64_t* totals = total_scratch.mutable_data();
   const py::gil_scoped_release released;
-  const std::unique_ptr<uint32_t[]> columns(new uint32_t[3 * width]);
-  const std::unique_ptr<uint64_t[]> totals(new uint64_t[across]);
-  stc::kernels().frame_difference(a, b, height, width, patch, columns.get(), totals.get(), target);
+  stc::kernels().frame_difference(a, b, height, width, patch, columns, totals, target);
   return out;
 }
 

@@ -1,6 +1,6 @@
 #include <algorithm>
+#include <cmath>
 #include <memory>
-#include <vector>
 
 #include "scores.h"
 
@@ -8,21 +8,17 @@ namespace stc {
 
 namespace {
 
-std::unique_ptr<float[]> floats(int64_t count) {
-  return std::unique_ptr<float[]>(new float[count]);
-}
-
 // Everything the two passes share, over all frames.
 struct Workspace {
-  int64_t tokens, channels, parts;     // a frame is read in so many parts at once
-  std::unique_ptr<float[]> squares;    // [F, T]
-  std::unique_ptr<float[]> dots;       // [F, T], or null without a past
-  std::unique_ptr<float[]> totals;     // [F, parts, D]
-  std::vector<int64_t> finite;         // [F, parts]
-  std::unique_ptr<float[]> temporal;   // [D] or [F, D] as float32, or null
-  std::vector<float> temporal_square;  // a value for each row of temporal
-  int64_t temporal_stride;             // 0 where one row serves all frames
-  const int64_t* picked;               // the channels scored on, or null for all
+  int64_t tokens, channels, parts;           // a frame is read in so many parts at once
+  std::unique_ptr<float[]> squares;          // [F, T]
+  std::unique_ptr<float[]> dots;             // [F, T], or null without a past
+  std::unique_ptr<float[]> totals;           // [F, parts, D]
+  std::unique_ptr<int64_t[]> finite;         // [F, parts]
+  std::unique_ptr<float[]> temporal;         // [D] or [F, D] as float32, or null
+  std::unique_ptr<float[]> temporal_square;  // a value for each row of temporal
+  int64_t temporal_stride;                   // 0 where one row serves all frames
+  const int64_t* picked;                     // the channels scored on, or null for all
 };
 
 // The part of one frame's tokens that part `part` of `parts` has.
@@ -35,7 +31,7 @@ Span span(const Workspace& space, int64_t part) {
 }
 
 FrameRows rows_of(const Tokens& tokens, const Workspace& space, int64_t frame, Span part,
-                  float* scratch) {
+                  float* chosen) {
   const int64_t count = part.end - part.begin;
   if (space.picked == nullptr) {
     return {tokens.row_bytes(frame, part.begin), tokens.dtype, tokens.token_stride, count,
@@ -43,9 +39,9 @@ FrameRows rows_of(const Tokens& tokens, const Workspace& space, int64_t frame, S
   }
   for (int64_t i = 0; i < count; ++i) {
     kernels().pick_channels(tokens.row_bytes(frame, part.begin + i), tokens.dtype, space.picked,
-                            space.channels, scratch + i * space.channels);
+                            space.channels, chosen + i * space.channels);
   }
-  return {scratch, DType::kFloat32, space.channels, count, space.channels};
+  return {chosen, DType::kFloat32, space.channels, count, space.channels};
 }
 
 void first_pass(const ScoreArguments& arguments, Workspace& space, int64_t frame, int64_t part,
@@ -54,7 +50,7 @@ void first_pass(const ScoreArguments& arguments, Workspace& space, int64_t frame
   const int64_t at = frame * space.tokens + of.begin, total = frame * space.parts + part;
   const float* temporal =
       space.temporal ? space.temporal.get() + frame * space.temporal_stride : nullptr;
-  const auto scales = floats(rows.count);
+  const auto scales = scratch<float>(rows.count);
   space.finite[total] = kernels().anchor_first_pass(
       rows, arguments.strategy, temporal, space.totals.get() + total * space.channels,
       space.squares.get() + at, space.dots ? space.dots.get() + at : nullptr, scales.get());
@@ -86,13 +82,22 @@ void second_pass(const ScoreArguments& arguments, Workspace& space, int64_t fram
                                space.dots ? space.dots.get() + at : nullptr, out + at);
 }
 
-void read_temporal(const Tensor& anchor, int64_t channels, Workspace& space) {
-  const int64_t rows = anchor.numel() / channels;
+void read_temporal(const Tensor& anchor, Strategy strategy, Workspace& space) {
+  const int64_t channels = space.channels, rows = anchor.numel() / channels;
   space.temporal = as_floats(anchor);
   space.temporal_stride = anchor.dim() == 1 ? 0 : channels;
-  space.temporal_square.resize(rows);
+  space.temporal_square = scratch<float>(rows);
   for (int64_t r = 0; r < rows; ++r) {
-    space.temporal_square[r] = kernels().square_sum(space.temporal.get() + r * channels, channels);
+    float* row = space.temporal.get() + r * channels;
+    float square = kernels().square_sum(row, channels);
+    if (strategy == Strategy::kGaussian) {
+      // Divided, not scaled: of a finite past whose square overflows, c/∞ = 0 is left, as the
+      // definition has it.
+      const float norm = std::fmax(std::sqrt(square), kNormFloor);
+      for (int64_t c = 0; c < channels; ++c) row[c] /= norm;
+      square = kernels().square_sum(row, channels);
+    }
+    space.temporal_square[r] = square;
   }
 }
 
@@ -154,21 +159,21 @@ void scores_into(const ScoreArguments& arguments, float* out) {
   const int64_t frame_bytes = tokens.tokens * space.channels * size_of(tokens.dtype);
   const bool whole = tokens.frames >= 2 * threads || frame_bytes < (int64_t{64} << 10);
   space.parts = whole ? 1 : std::min(threads, tokens.tokens);
-  space.squares = floats(tokens.frames * tokens.tokens);
-  space.totals = floats(tokens.frames * space.parts * space.channels);
-  space.finite.resize(tokens.frames * space.parts);
+  space.squares = scratch<float>(tokens.frames * tokens.tokens);
+  space.totals = scratch<float>(tokens.frames * space.parts * space.channels);
+  space.finite = scratch<int64_t>(tokens.frames * space.parts);
   if (arguments.temporal_anchor.has_value()) {
-    read_temporal(*arguments.temporal_anchor, space.channels, space);
-    space.dots = floats(tokens.frames * tokens.tokens);
+    read_temporal(*arguments.temporal_anchor, arguments.strategy, space);
+    space.dots = scratch<float>(tokens.frames * tokens.tokens);
   }
-  const int64_t scratch_size =
+  const int64_t chosen_values =
       space.picked == nullptr ? 0 : (tokens.tokens / space.parts + 1) * space.channels;
 
   if (space.parts == 1) {
     parallel_over(tokens.frames, 2 * frame_bytes, [&](int64_t begin, int64_t end) {
-      const auto scratch = floats(scratch_size);
+      const auto chosen = scratch<float>(chosen_values);
       for (int64_t f = begin; f < end; ++f) {
-        const FrameRows rows = rows_of(tokens, space, f, span(space, 0), scratch.get());
+        const FrameRows rows = rows_of(tokens, space, f, span(space, 0), chosen.get());
         first_pass(arguments, space, f, 0, rows);
         finish_mean(space, f);
         second_pass(arguments, space, f, 0, rows, out);
@@ -179,10 +184,10 @@ void scores_into(const ScoreArguments& arguments, float* out) {
   const auto over_parts = [&](const auto& body) {
     parallel_over(
         tokens.frames * space.parts, frame_bytes / space.parts, [&](int64_t begin, int64_t end) {
-          const auto scratch = floats(scratch_size);
+          const auto chosen = scratch<float>(chosen_values);
           for (int64_t i = begin; i < end; ++i) {
             const int64_t frame = i / space.parts, part = i % space.parts;
-            body(frame, part, rows_of(tokens, space, frame, span(space, part), scratch.get()));
+            body(frame, part, rows_of(tokens, space, frame, span(space, part), chosen.get()));
           }
         });
   };

@@ -50,6 +50,34 @@ void ask_for_huge_pages(void* memory, int64_t bytes) {
 #endif
 }
 
+int64_t item_bytes(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Long:
+      return 8;
+    case ScalarType::Half:
+    case ScalarType::BFloat16:
+      return 2;
+    default:
+      return 4;
+  }
+}
+
+// What `make` makes, of so many items. It is for memory alone that it can fail: the stable
+// interface tells its errors apart to nobody but the log.
+template <typename F>
+Tensor allocated(int64_t count, int64_t item_bytes, const F& make) {
+  try {
+    return make();
+  } catch (const std::exception&) {
+    out_of_memory(count, item_bytes);
+  }
+}
+
+Tensor contiguous_copy(const Tensor& tensor) {
+  return allocated(tensor.numel(), static_cast<int64_t>(tensor.element_size()),
+                   [&] { return torch::stable::contiguous(tensor); });
+}
+
 void check_device(const char* op, const char* name, const Tensor& tensor, const char* other_name) {
   if (!tensor.is_cpu()) {
     fail(op, name, std::string("be on device cpu like ") + other_name, "is on another device");
@@ -199,11 +227,11 @@ std::string number_text(double value) {
 }
 
 Tensor with_unit_channel_stride(const Tensor& tensor) {
-  return tensor.stride(2) == 1 || tensor.size(2) == 1 ? tensor : torch::stable::contiguous(tensor);
+  return tensor.stride(2) == 1 || tensor.size(2) == 1 ? tensor : contiguous_copy(tensor);
 }
 
 Tensor as_contiguous(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+  return tensor.is_contiguous() ? tensor : contiguous_copy(tensor);
 }
 
 Tokens view(const Tensor& tensor) {
@@ -224,16 +252,33 @@ DType dtype_of(const Tensor& tensor) {
 
 std::unique_ptr<float[]> as_floats(const Tensor& tensor) {
   const Tensor source = as_contiguous(tensor);
-  std::unique_ptr<float[]> out(new float[source.numel()]);
+  auto out = scratch<float>(source.numel());
   kernels().to_float32(source.data_ptr(), dtype_of(source), source.numel(), out.get());
   return out;
 }
 
 Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
-  Tensor out = torch::stable::empty({sizes.data(), sizes.size()}, dtype, std::nullopt,
-                                    torch::stable::Device(torch::headeronly::DeviceType::CPU));
-  ask_for_huge_pages(out.data_ptr(), out.numel() * static_cast<int64_t>(out.element_size()));
+  const auto fresh = [&] {
+    return torch::stable::empty({sizes.data(), sizes.size()}, dtype, std::nullopt,
+                                torch::stable::Device(torch::headeronly::DeviceType::CPU));
+  };
+  int64_t count = 1;
+  for (const int64_t size : sizes) {
+    if (__builtin_mul_overflow(count, size, &count)) count = INT64_MAX;
+  }
+  Tensor out = allocated(count, item_bytes(dtype), fresh);
+  ask_for_huge_pages(out.data_ptr(), count * item_bytes(dtype));
   return out;
+}
+
+void out_of_memory(int64_t count, int64_t item_bytes) {
+  int64_t bytes;
+  const bool known = !__builtin_mul_overflow(count, item_bytes, &bytes);
+  // torch's own words, which programs look for to try again with less.
+  throw std::runtime_error(
+      "DefaultCPUAllocator: can't allocate memory: you tried to allocate " +
+      (known ? std::to_string(bytes) : "more than " + std::to_string(INT64_MAX)) +
+      " bytes. Error code 12 (Cannot allocate memory)");
 }
 
 }  // namespace stc

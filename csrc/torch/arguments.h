@@ -6,7 +6,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <exception>
 #include <memory>
+#include <mutex>
+#include <new>
 #include <optional>
 #include <string>
 #include <vector>
@@ -82,14 +85,40 @@ void check_range(const char* op, const char* name, const Tensor& tensor, int64_t
   }
 }
 
+// A new tensor on the CPU, of float32, float16, bfloat16, int64 or int32.
 Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype);
+
+// Throws what torch says where there is no memory for so many items.
+[[noreturn]] void out_of_memory(int64_t count, int64_t item_bytes);
+
+// Memory for an op's own use, not initialised.
+template <typename T>
+std::unique_ptr<T[]> scratch(int64_t count) {
+  try {
+    return std::unique_ptr<T[]>(new T[count]);
+  } catch (const std::bad_alloc&) {
+    out_of_memory(count, sizeof(T));
+  }
+}
 
 // Runs f(begin, end) over 0..count in parallel, in parts worth at least about `bytes_each * part` =
 // 32 KiB of work.
 template <typename F>
 void parallel_over(int64_t count, int64_t bytes_each, const F& f) {
+  if (count == 0) return;
   const int64_t grain = 1 + (int64_t{32} << 10) / (bytes_each > 0 ? bytes_each : 1);
-  if (count > 0) torch::stable::parallel_for(0, count, grain, f);
+  // An exception does not pass through the stable interface: the first is carried around it.
+  std::exception_ptr error;
+  std::mutex first;
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    try {
+      f(begin, end);
+    } catch (...) {
+      const std::lock_guard<std::mutex> one_at_a_time(first);
+      if (!error) error = std::current_exception();
+    }
+  });
+  if (error) std::rethrow_exception(error);
 }
 
 }  // namespace stc

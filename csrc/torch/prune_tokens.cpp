@@ -1,5 +1,3 @@
-#include <memory>
-
 #include "gather.h"
 #include "scores.h"
 
@@ -13,7 +11,7 @@ std::tuple<Tensor, Tensor> prune_tokens(const Tensor& tokens, int64_t k,
   const ScoreArguments arguments =
       check_scores(op, tokens, temporal_anchor, strategy, alpha, channels);
   check_count(op, "k", k, tokens.size(1));
-  const std::unique_ptr<float[]> scores(new float[tokens.size(0) * tokens.size(1)]);
+  const auto scores = scratch<float>(tokens.size(0) * tokens.size(1));
   scores_into(arguments, scores.get());
   return keep_scored(tokens, scores.get(), k, true);
 }

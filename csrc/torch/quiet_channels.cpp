@@ -1,7 +1,5 @@
 #include <algorithm>
-#include <memory>
 #include <numeric>
-#include <vector>
 
 #include "arguments.h"
 
@@ -18,30 +16,31 @@ Tensor quiet_channels(const Tensor& tokens, int64_t keep) {
   check_count(op, "keep", keep, channels);
   const Tensor source = with_unit_channel_stride(tokens);
   const Tokens from = view(source);
-  std::vector<float> variance(channels, kInfinity);
+  const auto variance = scratch<float>(channels);
+  std::fill_n(variance.get(), channels, kInfinity);
   if (from.frames > 0) {
     const int64_t panels = (channels + kPanel - 1) / kPanel;
     parallel_over(panels, kPanel * from.frames * from.tokens * 4, [&](int64_t begin, int64_t end) {
-      const std::unique_ptr<double[]> sums(new double[2 * kPanel]);
+      const auto sums = scratch<double>(2 * kPanel);
       for (int64_t panel = begin; panel < end; ++panel) {
         const int64_t first = panel * kPanel, last = std::min(first + kPanel, channels);
-        kernels().variance(from, first, last, sums.get(), variance.data() + first);
+        kernels().variance(from, first, last, sums.get(), variance.get() + first);
       }
     });
   }
-  for (float& value : variance) {
-    if (!(value < kInfinity)) value = kInfinity;
+  for (int64_t c = 0; c < channels; ++c) {
+    if (!(variance[c] < kInfinity)) variance[c] = kInfinity;
   }
   Tensor out = empty({keep}, ScalarType::Long);
   auto* index = static_cast<int64_t*>(out.data_ptr());
-  std::vector<int64_t> order(channels);
-  std::iota(order.begin(), order.end(), int64_t{0});
+  const auto order = scratch<int64_t>(channels);
+  std::iota(order.get(), order.get() + channels, int64_t{0});
   const auto quieter = [&](int64_t a, int64_t b) {
     return variance[a] < variance[b] || (variance[a] == variance[b] && a < b);
   };
-  std::nth_element(order.begin(), order.begin() + (keep - 1), order.end(), quieter);
-  std::sort(order.begin(), order.begin() + keep, quieter);
-  std::copy_n(order.begin(), keep, index);
+  std::nth_element(order.get(), order.get() + (keep - 1), order.get() + channels, quieter);
+  std::sort(order.get(), order.get() + keep, quieter);
+  std::copy_n(order.get(), keep, index);
   return out;
 }
 

@@ -1,4 +1,3 @@
-#include <memory>
 #include <tuple>
 
 #include "similarity.h"
@@ -15,13 +14,13 @@ std::tuple<Tensor, Tensor> select_dynamic(const Tensor& current, const Tensor& r
   check_count(op, "k", k, tokens);
   Tensor index = empty({frames, k}, ScalarType::Long),
          slot = empty({frames, tokens}, ScalarType::Int);
-  const std::unique_ptr<float[]> scores(new float[frames * tokens]);
+  const auto scores = scratch<float>(frames * tokens);
   similarity_into(current, reference, reference_index, parsed, scores.get());
   auto* places = static_cast<int64_t*>(index.data_ptr());
   auto* slots = static_cast<int32_t*>(slot.data_ptr());
   // Finding the k-th of T scores reads them some forty times.
   parallel_over(frames, 40 * tokens * sizeof(float), [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<uint32_t[]> keys(new uint32_t[tokens]);
+    const auto keys = scratch<uint32_t>(tokens);
     for (int64_t f = begin; f < end; ++f) {
       kernels().select(scores.get() + f * tokens, tokens, k, false, places + f * k,
                        slots + f * tokens, keys.get());

@@ -1,7 +1,5 @@
 #include "gather.h"
 
-#include <memory>
-
 namespace stc {
 
 std::tuple<Tensor, Tensor> keep_scored(const Tensor& tokens, const float* scores, int64_t k,
@@ -11,7 +9,7 @@ std::tuple<Tensor, Tensor> keep_scored(const Tensor& tokens, const float* scores
   Tensor kept = empty({frames, k, tokens.size(2)}, scalar_type_of(tokens));
   auto* places = static_cast<int64_t*>(index.data_ptr());
   parallel_over(frames, 40 * length * sizeof(float), [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<uint32_t[]> keys(new uint32_t[length]);
+    const auto keys = scratch<uint32_t>(length);
     for (int64_t f = begin; f < end; ++f) {
       kernels().select(scores + f * length, length, k, largest, places + f * k, nullptr,
                        keys.get());

@@ -10,6 +10,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from ops.cases import extreme_pasts
 
 from stc_kernels.testing import integer_tokens, naive, random_tokens
 
@@ -305,6 +306,18 @@ def test_anchor_scores_of_garbage(bad, strategy, generator):
     actual = launcher("anchor_scores")(tokens, past, strategy)
     expected = naive("anchor_scores")(tokens, past, strategy)
     torch.testing.assert_close(actual, expected, equal_nan=True, **CLOSE)
+
+
+@strategies
+@pytest.mark.parametrize("channels", [7, 130])
+def test_anchor_scores_against_a_past_of_any_size(channels, strategy, generator):
+    tokens = random_tokens(5, 20, channels, generator=generator)
+    for name, past in extreme_pasts(5, channels, generator):
+        actual = launcher("anchor_scores")(tokens, past, strategy)
+        expected = naive("anchor_scores")(tokens, past, strategy)
+        torch.testing.assert_close(
+            actual, expected, equal_nan=True, **CLOSE, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @strategies

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +22,33 @@ shapes = pytest.mark.parametrize(
     [(1, 1, 1), (2, 63, 7), (3, 196, 72), (1, 729, 1152), (5, 17, 33), (33, 9, 130), (0, 5, 8)],
     ids=lambda s: "x".join(map(str, s)),
 )
+
+
+def extreme_pasts(
+    frames: int, channels: int, generator: torch.Generator
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield temporal anchors whose squares overflow or vanish in float32, or that are garbage."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    yield "one large channel", normal(channels).index_fill_(0, torch.tensor([channels - 1]), 2e19)
+    yield "all as large as can be", torch.full((channels,), -torch.finfo(torch.float32).max)
+    yield (
+        "one frame of each size",
+        normal(frames, channels) * 10.0 ** torch.arange(-30, 30, 60 / frames).unsqueeze(1),
+    )
+    yield "an infinity", normal(channels).index_fill_(0, torch.tensor([0]), -torch.inf)
+    yield (
+        "an infinity among large",
+        torch.full((frames, channels), 1e30).index_fill_(
+            1, torch.tensor([channels // 2]), torch.inf
+        ),
+    )
+    yield (
+        "one frame not a number",
+        normal(frames, channels).index_fill_(0, torch.tensor([0]), torch.nan),
+    )
 
 
 def assert_chosen(

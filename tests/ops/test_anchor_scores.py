@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ops.cases import dtypes, layouts, shapes, strategies
+from ops.cases import dtypes, extreme_pasts, layouts, shapes, strategies
 
 import stc_kernels
 from stc_kernels.testing import naive, random_tokens
@@ -99,6 +99,32 @@ def test_overflow_is_garbage(strategy, generator):
     assert (~scores.isfinite()).nonzero().tolist() == [[0, 5]]
     expected = definition(tokens, None, strategy)
     torch.testing.assert_close(scores, expected, equal_nan=True, **TOLERANCE)
+
+
+@dtypes
+@strategies
+@pytest.mark.parametrize("channels", [1, 130])
+def test_a_past_of_any_size(channels, strategy, dtype, generator):
+    tokens = random_tokens(5, 31, channels, dtype, generator=generator)
+    some = torch.arange(channels).flip(0)
+    for name, past in extreme_pasts(5, channels, generator):
+        for anchor in (past, past.to(dtype)):
+            for picked in (None, some):
+                actual = stc_kernels.anchor_scores(tokens, anchor, strategy, 0.5, picked)
+                expected = definition(tokens, anchor, strategy, 0.5, picked)
+                torch.testing.assert_close(
+                    actual, expected, equal_nan=True, **TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
+                )
+
+
+def test_a_past_too_large_to_square_is_nowhere_near(generator):
+    tokens = random_tokens(1, 12, 16, generator=generator)
+    for past in (torch.full((16,), 1e20), torch.randn(16, generator=generator) * 1e37):
+        scores = stc_kernels.anchor_scores(tokens, past, "gaussian")
+        # exp(−1/2a) over the five bandwidths: what a unit vector is to the origin.
+        origin = sum(torch.exp(torch.tensor(-1 / (2 * a))) for a in (1 / 8, 1 / 4, 1 / 2, 1, 2))
+        alone = stc_kernels.anchor_scores(tokens, None, "gaussian")
+        torch.testing.assert_close(scores, alone - origin, **TOLERANCE)
 
 
 @strategies

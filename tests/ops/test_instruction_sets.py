@@ -54,6 +54,34 @@ CHECK = textwrap.dedent(
                     same("anchor_scores", x, anchor, strategy, rtol=2e-5, atol=2e-5)
             scores = torch.randint(-3, 4, (3, 21), generator=g).float()
             same("topk_gather", x, scores, 8)
+
+    # All that is below 2^-14 in float16, for a processor that takes float32's subnormals for zero,
+    # as any library built with -ffast-math may have set it.
+    assert torch.set_flush_denormal(True) and (torch.tensor(1e-39) * 1 == 0)
+    half = torch.float16
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(half)
+    every = every[every.isfinite() & (every.abs() < 0.01)]
+    for channels in (1, 5, 16, 33, 72, 200):
+        x = every[torch.randint(0, len(every), (3, 21, channels), generator=g)]
+        y = every[torch.randint(0, len(every), (3, 21, channels), generator=g)] * 2**-9
+        scale = every[torch.randint(0, len(every), (channels,), generator=g)]
+        index = torch.arange(21).expand(3, 21)
+        for metric in ("cosine", "dot", "l1", "l2"):
+            same("patch_similarity", y, x, None, metric, rtol=1e-5, atol=1e-8)
+            same("patch_similarity", y, y.flip(1), None, metric, rtol=1e-5, atol=1e-11)
+        same("layer_norm_gather", x, index, scale, scale, y, rtol=2e-3, atol=1e-7)
+        slot = torch.full((3, 21), -1, dtype=torch.int32)
+        same("merge_tokens", x[:, :0], y, slot, None, y.flip(0))
+        # Each channel of another size, the smallest last: none may count as still.
+        sizes = torch.logspace(-7, -4, channels).flip(0)
+        spread = (torch.randn(3, 21, channels, generator=g) * sizes).to(half)
+        same("quiet_channels", spread, max(1, channels // 2))
+        for strategy in ("dual_anchor", "gaussian"):
+            for anchor in (None, y[:, 3]):
+                for picked in (None, torch.arange(channels - 1, -1, -2)):
+                    past = anchor if picked is None or anchor is None else anchor[:, picked]
+                    within = dict(rtol=2e-5, atol=2e-5)
+                    same("anchor_scores", y, past, strategy, 0.5, picked, **within)
     """
 )
 

@@ -148,12 +148,11 @@ inline float gaussian_closeness(float unit_square, float center_square, float do
 }
 
 // Second pass over some rows of a frame: scores against the frame's mean and, with sums.dots,
-// against the past.
+// against the past, which the gaussian strategy has as a unit vector.
 template <typename T>
 void anchor_second_pass(const Rows<T>& rows, Strategy strategy, float alpha, float rest,
                         const float* mean, float mean_square, float temporal_square,
                         const RowSums& sums, float* scores) {
-  const float temporal_norm = std::fmax(std::sqrt(temporal_square), kNormFloor);
   float dots[kRows];
   for (int64_t first = 0; first < rows.count;) {
     const bool whole = first + kRows <= rows.count;
@@ -173,9 +172,8 @@ void anchor_second_pass(const Rows<T>& rows, Strategy strategy, float alpha, flo
         const float scale = unit_scale(square);
         float closeness = gaussian_closeness(square * scale * scale, mean_square, dots[i] * scale);
         if (sums.dots != nullptr) {
-          const float unit = temporal_square / (temporal_norm * temporal_norm);
-          closeness += gaussian_closeness(square * scale * scale, unit,
-                                          sums.dots[r] * scale / temporal_norm);
+          closeness +=
+              gaussian_closeness(square * scale * scale, temporal_square, sums.dots[r] * scale);
         }
         scores[r] = -closeness;
       }

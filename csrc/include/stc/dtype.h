@@ -39,10 +39,11 @@ inline float to_float(BFloat16 value) { return from_bits(static_cast<uint32_t>(v
 inline float to_float(Float16 value) {
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const uint32_t rest = value.bits & 0x7fffu;
-  if (rest >= 0x7c00u) return from_bits(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
-  // Exact for normal and subnormal values: only the exponent's bias differs.
-  const float magnitude = from_bits(rest << 13) * from_bits(0x77800000u);  // 2^112
-  return from_bits(sign | to_bits(magnitude));
+  // A whole number of 2^-24: no float32 on the way is subnormal, for a processor told to flush
+  // them.
+  const float subnormal = static_cast<float>(static_cast<int32_t>(rest)) * 0x1p-24f;
+  const uint32_t bias = rest >= 0x7c00u ? 0x70000000u : 0x38000000u;
+  return from_bits(sign | (rest < 0x400u ? to_bits(subnormal) : (rest << 13) + bias));
 }
 
 // Rounds to nearest, ties to even.

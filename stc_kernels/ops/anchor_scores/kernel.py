@@ -97,7 +97,9 @@ def column_block(
     tl.store(p_anchor_sums + block, tl.sum(b_mean * b_mean, 0))
     if HAS_TEMPORAL:
         b_temporal = tl.load(p_temporal + o_c, mask=m_c, other=0.0).to(tl.float32)
-        tl.store(p_anchor_sums + n_blocks + block, tl.sum(b_temporal * b_temporal, 0))
+        # ∞ says that the square of a finite anchor overflows, NaN that the anchor is not finite.
+        b_square = tl.where(tl.abs(b_temporal) < float("inf"), b_temporal * b_temporal, float("nan"))
+        tl.store(p_anchor_sums + n_blocks + block, tl.sum(b_square, 0))
     for start in range(0, tokens, BLOCK_T):
         o_t = start + tl.arange(0, BLOCK_T)
         m_t = o_t < tokens
@@ -168,9 +170,11 @@ def novelty(
         b_novelty = -closeness(b_unit, mean_square, b_to_mean * b_scale)
         if HAS_TEMPORAL:
             scale = unit_scale(temporal_square)
-            # A finite anchor whose square overflows is nowhere near, as c/∞ = 0.
-            square = tl.where(temporal_square == float("inf"), 0.0, temporal_square * scale * scale)
-            b_novelty -= closeness(b_unit, square, b_to_temporal * b_scale * scale)
+            # Of a finite anchor whose square overflows, c/∞ = 0 is left.
+            overflows = temporal_square == float("inf")
+            square = tl.where(overflows, 0.0, temporal_square * scale * scale)
+            b_dot = tl.where(overflows, 0.0, b_to_temporal * b_scale * scale)
+            b_novelty -= closeness(b_unit, square, b_dot)
     else:
         b_novelty = 1.0 - cosine(b_to_mean, b_square, mean_square)
         if HAS_TEMPORAL:
