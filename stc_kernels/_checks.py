@@ -15,6 +15,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from stc_kernels._sizes import holds, known
+
 TOKEN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 METRICS = ("cosine", "dot", "l1", "l2")
 STRATEGIES = ("dual_anchor", "gaussian")
@@ -148,7 +150,7 @@ def _gather(op: str, tokens: Tensor, index: Tensor) -> None:
     _tokens(op, "tokens", tokens)
     frames, length, _ = tokens.shape
     _integers(op, "index", index, torch.int64, tokens, "tokens")
-    if index.dim() != 2 or index.shape[0] != frames:
+    if index.dim() != 2 or not holds(index.shape[0] == frames):
         _fail(op, "index", f"have shape [{frames}, k]", f"has shape {_shape(index)}")
     _range(op, "index", index, 0, length)
 
@@ -166,7 +168,7 @@ def _merge(
     _like(op, "updated", updated, "cached", cached)
     frames, chosen, channels = updated.shape
     length = cached.shape[1]
-    if channels != cached.shape[2]:
+    if not holds(channels == cached.shape[2]):
         must = f"have {cached.shape[2]} channels like cached"
         _fail(op, "updated", must, f"has shape {_shape(updated)}")
     _integers(op, "slot", slot, torch.int32, cached, "cached")
@@ -211,7 +213,7 @@ def _scores(
         _fail(op, "alpha", "be in 0..1", f"is {_number(alpha)}")
     if channels is not None:
         _integers(op, "channels", channels, torch.int64, tokens, "tokens")
-        if channels.dim() != 1 or channels.shape[0] == 0:
+        if channels.dim() != 1 or not holds(channels.shape[0] >= 1):
             _fail(op, "channels", "have shape [c], c at least 1", f"has shape {_shape(channels)}")
         _range(op, "channels", channels, 0, width)
         width = channels.shape[0]
@@ -225,10 +227,8 @@ def _scores(
             )
         _device(op, "temporal_anchor", temporal_anchor, "tokens", tokens)
         # By dimension first: frames compared with channels would specialise a traced graph.
-        shape = temporal_anchor.shape
-        one = len(shape) == 1 and shape[0] == width
-        each = len(shape) == 2 and shape[0] == frames and shape[1] == width
-        if not one and not each:
+        wanted = (width,) if temporal_anchor.dim() == 1 else (frames, width)
+        if not _has_shape(temporal_anchor, wanted):
             _fail(
                 op,
                 "temporal_anchor",
@@ -254,7 +254,7 @@ def _tokens(op: str, name: str, tensor: Tensor, may_be_empty: bool = False) -> N
         _fail(op, name, "have shape [frames, tokens, channels]", f"has shape {_shape(tensor)}")
     if tensor.dtype not in TOKEN_DTYPES:
         _fail(op, name, "have dtype float32, float16 or bfloat16", f"has dtype {_dtype(tensor)}")
-    if tensor.shape[2] == 0 or (tensor.shape[1] == 0 and not may_be_empty):
+    if not holds(tensor.shape[2] >= 1) or not (may_be_empty or holds(tensor.shape[1] >= 1)):
         _fail(op, name, "have at least one token and one channel", f"has shape {_shape(tensor)}")
     _no_grad(op, name, tensor)
 
@@ -268,7 +268,7 @@ def _like(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) ->
 
 
 def _frame_shape(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    if tensor.shape[1:] != other.shape[1:]:
+    if not _has_shape(tensor, (tensor.shape[0], *other.shape[1:])):
         _fail(
             op,
             name,
@@ -278,8 +278,14 @@ def _frame_shape(op: str, name: str, tensor: Tensor, other_name: str, other: Ten
 
 
 def _same_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
+    if not _has_shape(tensor, shape):
         _fail(op, name, f"have shape {_sizes(shape)}", f"has shape {_shape(tensor)}")
+
+
+def _has_shape(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    if tensor.dim() != len(shape):
+        return False
+    return all(holds(size == wanted) for size, wanted in zip(tensor.shape, shape, strict=True))
 
 
 def _reference_index(
@@ -287,7 +293,8 @@ def _reference_index(
 ) -> None:
     count = reference.shape[0]
     if index is None:
-        if count not in (1, frames):
+        # Of a number that a tracer doesn't know one can't be excluded: they must pair up.
+        if not known(count == 1) and not holds(count == frames):
             _fail(
                 op,
                 name,
@@ -296,7 +303,7 @@ def _reference_index(
             )
         return
     _integers(op, "reference_index", index, torch.int64, reference, name)
-    if tuple(index.shape) != (frames,):
+    if not _has_shape(index, (frames,)):
         _fail(op, "reference_index", f"have shape [{frames}]", f"has shape {_shape(index)}")
     _range(op, "reference_index", index, 0, count)
 
@@ -312,7 +319,7 @@ def _integers(
 
 def _range(op: str, name: str, tensor: Tensor, low: int, end: int) -> None:
     # Values are read on the CPU alone: elsewhere looking at them would stall the device.
-    if tensor.device.type != "cpu" or tensor.numel() == 0 or _has_no_values(tensor):
+    if tensor.device.type != "cpu" or _has_no_values(tensor) or tensor.numel() == 0:
         return
     wrong = (tensor < low) | (tensor >= end)
     if bool(wrong.any()):
@@ -345,7 +352,7 @@ def _choice(op: str, name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def _count(op: str, name: str, value: int, limit: int) -> None:
-    if not 1 <= value <= limit:
+    if not (holds(value >= 1) and holds(value <= limit)):
         _fail(op, name, f"be in 1..{limit}", f"is {value}")
 
 

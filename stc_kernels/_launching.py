@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
+from stc_kernels._sizes import known
+
 # So many tokens' keys a warp holds in registers while it chooses among them.
 _TOKENS_PER_WARP = 512
 
@@ -58,7 +60,7 @@ def unit_channels(tensor: Tensor) -> Tensor:
 
 def reference_stride(reference: Tensor) -> int:
     """Return the stride over references, 0 where one serves all frames."""
-    return 0 if reference.shape[0] == 1 else reference.stride(0)
+    return 0 if known(reference.shape[0] == 1) else reference.stride(0)
 
 
 def selection_warps(tokens: int, warps: int) -> int:

@@ -30,7 +30,7 @@ NAMESPACE = "stc_kernels"
 SCHEMAS = {
     "patch_similarity": "(Tensor current, Tensor reference, Tensor? reference_index=None,"
     ' str metric="cosine") -> Tensor',
-    "select_dynamic": "(Tensor current, Tensor reference, int k, Tensor? reference_index=None,"
+    "select_dynamic": "(Tensor current, Tensor reference, SymInt k, Tensor? reference_index=None,"
     ' str metric="cosine") -> (Tensor index, Tensor slot)',
     "gather_tokens": "(Tensor tokens, Tensor index) -> Tensor",
     "merge_tokens": "(Tensor updated, Tensor cached, Tensor slot, Tensor? reference_index=None,"
@@ -40,12 +40,12 @@ SCHEMAS = {
     " -> (Tensor merged, Tensor normed)",
     "layer_norm_gather": "(Tensor tokens, Tensor index, Tensor weight, Tensor? bias=None,"
     " Tensor? added=None, float eps=1e-06) -> (Tensor gathered, Tensor normed)",
-    "quiet_channels": "(Tensor tokens, int keep) -> Tensor",
+    "quiet_channels": "(Tensor tokens, SymInt keep) -> Tensor",
     "anchor_scores": "(Tensor tokens, Tensor? temporal_anchor=None,"
     ' str strategy="dual_anchor", float alpha=0.5, Tensor? channels=None) -> Tensor',
-    "topk_gather": "(Tensor tokens, Tensor scores, int k, bool largest=True)"
+    "topk_gather": "(Tensor tokens, Tensor scores, SymInt k, bool largest=True)"
     " -> (Tensor kept, Tensor index)",
-    "prune_tokens": "(Tensor tokens, int k, Tensor? temporal_anchor=None,"
+    "prune_tokens": "(Tensor tokens, SymInt k, Tensor? temporal_anchor=None,"
     ' str strategy="dual_anchor", float alpha=0.5, Tensor? channels=None)'
     " -> (Tensor kept, Tensor index)",
 }

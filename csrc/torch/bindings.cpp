@@ -20,7 +20,8 @@ STABLE_TORCH_LIBRARY(stc_kernels, m) {
       " -> Tensor");
   // The k least similar tokens of each frame, and each token's place among them.
   m.def(
-      "select_dynamic(Tensor current, Tensor reference, int k, Tensor? reference_index=None, str "
+      "select_dynamic(Tensor current, Tensor reference, SymInt k, Tensor? reference_index=None, "
+      "str "
       "metric=\"cosine\")"
       " -> (Tensor index, Tensor slot)");
   // The tokens that an index names.
@@ -42,7 +43,7 @@ STABLE_TORCH_LIBRARY(stc_kernels, m) {
       "added=None,"
       " float eps=1e-06) -> (Tensor gathered, Tensor normed)");
   // The channels of lowest variance.
-  m.def("quiet_channels(Tensor tokens, int keep) -> Tensor");
+  m.def("quiet_channels(Tensor tokens, SymInt keep) -> Tensor");
   // Novelty of each token against its frame and the past.
   m.def(
       "anchor_scores(Tensor tokens, Tensor? temporal_anchor=None, str strategy=\"dual_anchor\", "
@@ -50,11 +51,12 @@ STABLE_TORCH_LIBRARY(stc_kernels, m) {
       " Tensor? channels=None) -> Tensor");
   // The k tokens of highest (or lowest) score, in order of position.
   m.def(
-      "topk_gather(Tensor tokens, Tensor scores, int k, bool largest=True) -> (Tensor kept, Tensor "
+      "topk_gather(Tensor tokens, Tensor scores, SymInt k, bool largest=True) -> (Tensor kept, "
+      "Tensor "
       "index)");
   // The k most novel tokens, in order of position.
   m.def(
-      "prune_tokens(Tensor tokens, int k, Tensor? temporal_anchor=None, str "
+      "prune_tokens(Tensor tokens, SymInt k, Tensor? temporal_anchor=None, str "
       "strategy=\"dual_anchor\","
       " float alpha=0.5, Tensor? channels=None) -> (Tensor kept, Tensor index)");
   // Name of the instruction set that the CPU kernels use on this machine.

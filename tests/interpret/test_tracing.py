@@ -39,10 +39,14 @@ def _hopper(monkeypatch):
     monkeypatch.setattr(type(driver), "active", NoDriver())
 
 
-def traced(op: str, device: str) -> tuple[torch.fx.GraphModule, ShapeEnv]:
-    """Return an op's graph as a compiler gets it, of fake tensors with a symbolic frame count."""
-    mode = FakeTensorMode(shape_env=ShapeEnv())
+def traced(op: str, device: str, *, masked: bool = False) -> tuple[torch.fx.GraphModule, ShapeEnv]:
+    """Return an op's graph as a compiler gets it, of fake tensors with a symbolic frame count.
+
+    With `masked` a mask chooses the frames, so that their number is not known.
+    """
+    mode = FakeTensorMode(shape_env=ShapeEnv(allow_dynamic_output_shape_ops=True))
     example = arguments(op, FRAMES)
+    real = [a for a in example if isinstance(a, torch.Tensor)]
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
         kinds = [DimDynamic.DYNAMIC if n == FRAMES else DimDynamic.STATIC for n in tensor.shape]
@@ -51,14 +55,21 @@ def traced(op: str, device: str) -> tuple[torch.fx.GraphModule, ShapeEnv]:
         return torch.empty(shape, dtype=tensor.dtype, device=device)
 
     class Module(torch.nn.Module):
-        def forward(self, *tensors: torch.Tensor) -> Any:
+        def forward(self, mask: torch.Tensor, *tensors: torch.Tensor) -> Any:
+            if masked:
+                frames = mask.nonzero().shape[0]
+                pairs = zip(tensors, real, strict=True)
+                tensors = tuple(
+                    t.new_empty((frames, *a.shape[1:])) if len(a) == FRAMES else t for t, a in pairs
+                )
             given = iter(tensors)
             filled = [next(given) if isinstance(a, torch.Tensor) else a for a in example]
             result = getattr(torch.ops.stc_kernels, op)(*filled)
             return result if isinstance(result, tuple) else (result,)
 
     with mode:
-        tensors = [fake(a) for a in example if isinstance(a, torch.Tensor)]
+        mask = mode.from_tensor(torch.ones(FRAMES, dtype=torch.bool))
+        tensors = [mask, *map(fake, real)]
         graph, _ = aot_export_module(Module(), tensors, trace_joint=False)
     return graph, mode.shape_env
 
@@ -68,9 +79,10 @@ def called(graph: torch.fx.GraphModule, word: str) -> list[torch.fx.Node]:
 
 
 @pytest.mark.usefixtures("_hopper")
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("op", OPS)
-def test_a_compiler_sees_the_launches(op):
-    graph, shapes = traced(op, "cuda")
+def test_a_compiler_sees_the_launches(op, masked):
+    graph, shapes = traced(op, "cuda", masked=masked)
     assert not called(graph, "stc_kernels"), "the op was not opened"
     launches = called(graph, "triton_kernel_wrapper")
     assert len(launches) == LAUNCHES.get(op, 1)
@@ -93,11 +105,11 @@ def test_on_a_cpu_the_op_stays(op):
     assert not called(graph, "triton")
 
 
-def test_frames_are_never_specialised_on():
+def test_what_varies_is_never_specialised_on():
     from stc_kernels import ahead_of_time
 
     for launch in ahead_of_time.launches(torch.float32).values():
         for parameter in launch.kernel.params:
-            if parameter.name in ("rows", "references", "chosen"):
+            if parameter.name in ("rows", "references", "chosen", "k", "keep"):
                 assert parameter.do_not_specialize
             assert parameter.name != "frames"

@@ -112,6 +112,126 @@ def test_export_with_dynamic_frames(op):
     torch.testing.assert_close(exported.module()(*tensors(other)), expected)
 
 
+class Masked(torch.nn.Module):
+    """An op on the frames that a mask chooses, of all arguments that have the mask's length."""
+
+    def __init__(self, op: str, example: tuple) -> None:
+        super().__init__()
+        self.op, self.example = op, example
+
+    def forward(self, mask, *tensors):
+        frames, given = mask.nonzero().squeeze(1), iter(tensors)
+        filled = [next(given) if isinstance(a, torch.Tensor) else a for a in self.example]
+        chosen = [
+            a[frames] if isinstance(a, torch.Tensor) and len(b) == len(mask) else a
+            for a, b in zip(filled, self.example, strict=True)
+        ]
+        return getattr(stc_kernels, self.op)(*chosen)
+
+
+def paired(op: str, frames: int) -> tuple:
+    """Return arguments with a reference for each frame, and no index that says so."""
+    current, reference = (random_tokens(frames, 10, 16) for _ in "ab")
+    slot = arguments("merge_tokens", frames)[2]
+    few = current[:, :4].contiguous()
+    return {
+        "patch_similarity": (current, reference),
+        "select_dynamic": (current, reference, 3),
+        "merge_tokens": (few, reference, slot),
+        "merge_tokens_norm": (few, reference, slot, torch.randn(16)),
+    }[op]
+
+
+PAIRED = ("patch_similarity", "select_dynamic", "merge_tokens", "merge_tokens_norm")
+
+
+@pytest.mark.parametrize(
+    ("op", "build"), [(op, arguments) for op in OPS] + [(op, paired) for op in PAIRED]
+)
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_frames_chosen_by_a_mask(op, build):
+    torch._dynamo.reset()
+    example = build(op, 7)  # as no other size is
+    tensors = [a for a in example if isinstance(a, torch.Tensor)]
+    plain = Masked(op, example)
+    exported = torch.export.export(plain, (torch.tensor([1, 0, 1, 1, 0, 0, 1]).bool(), *tensors))
+    compiled = torch.compile(plain, fullgraph=True, backend="aot_eager")
+    # Some, others, one, all and none.
+    for chosen in ("0101101", "1110000", "0000100", "1111111", "0000000"):
+        mask = torch.tensor([c == "1" for c in chosen])
+        expected = plain(mask, *tensors)
+        torch.testing.assert_close(exported.module()(mask, *tensors), expected)
+        torch.testing.assert_close(compiled(mask, *tensors), expected)
+
+
+def test_two_masks_that_choose_unequal_numbers():
+    class Module(torch.nn.Module):
+        def forward(self, x, a, b):
+            return stc_kernels.patch_similarity(x[a], x[b])
+
+    x = random_tokens(4, 6, 8)
+    a, b = torch.tensor([1, 0, 1, 0]).bool(), torch.tensor([0, 1, 1, 0]).bool()
+    program = torch.export.export(Module(), (x, a, b)).module()
+    torch.testing.assert_close(program(x, a, b), stc_kernels.patch_similarity(x[a], x[b]))
+    with pytest.raises(RuntimeError):
+        program(x, a, torch.tensor([1, 1, 1, 0]).bool())
+
+
+def counted(op: str, k: int) -> tuple:
+    """Return arguments of an op with k tokens or channels."""
+    tokens = random_tokens(3, 40, 30)
+    return {
+        "select_dynamic": (tokens, random_tokens(3, 40, 30), k),
+        "quiet_channels": (tokens, k),
+        "topk_gather": (tokens, torch.randn(3, 40), k),
+        "prune_tokens": (tokens, k, torch.randn(30)),
+    }[op]
+
+
+COUNTED = ("select_dynamic", "quiet_channels", "topk_gather", "prune_tokens")
+
+
+@pytest.mark.parametrize("op", COUNTED)
+def test_a_count_that_varies_needs_two_graphs(op):
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(module, inputs):
+        graphs.append(module)
+        return module.forward
+
+    # As for aten.topk: one for the first count, one for all others.
+    function = getattr(stc_kernels, op)
+    compiled = torch.compile(function, fullgraph=True, backend=backend)
+    for k in (5, *range(2, 24)):
+        args = counted(op, k)
+        torch.testing.assert_close(compiled(*args), function(*args))
+    assert len(graphs) == 2
+    with pytest.raises(RuntimeError, match=rf"{op}: k(eep)? must be in 1\.\.\d0"):
+        compiled(*counted(op, 99))
+
+
+@pytest.mark.parametrize("op", COUNTED)
+def test_a_count_that_the_data_decide(op):
+    class Module(torch.nn.Module):
+        def forward(self, count, *tensors):
+            given = iter(tensors)
+            filled = [next(given) if isinstance(a, torch.Tensor) else count.item() for a in example]
+            return getattr(stc_kernels, op)(*filled)
+
+    example = counted(op, 4)
+    tensors = [a for a in example if isinstance(a, torch.Tensor)]
+    program = torch.export.export(Module(), (torch.tensor(4), *tensors)).module()
+    for count in (1, 7, 30):
+        expected = getattr(stc_kernels, op)(
+            *(a if isinstance(a, torch.Tensor) else count for a in example)
+        )
+        torch.testing.assert_close(program(torch.tensor(count), *tensors), expected)
+    for count in (0, 41):
+        with pytest.raises(RuntimeError):
+            program(torch.tensor(count), *tensors)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_packaged_for_any_frame_count(dtype, tmp_path):

@@ -98,7 +98,9 @@ def column_block(
     if HAS_TEMPORAL:
         b_temporal = tl.load(p_temporal + o_c, mask=m_c, other=0.0).to(tl.float32)
         # ∞ says that the square of a finite anchor overflows, NaN that the anchor is not finite.
-        b_square = tl.where(tl.abs(b_temporal) < float("inf"), b_temporal * b_temporal, float("nan"))
+        b_square = tl.where(
+            tl.abs(b_temporal) < float("inf"), b_temporal * b_temporal, float("nan")
+        )
         tl.store(p_anchor_sums + n_blocks + block, tl.sum(b_square, 0))
     for start in range(0, tokens, BLOCK_T):
         o_t = start + tl.arange(0, BLOCK_T)
@@ -211,7 +213,7 @@ def token_squares_kernel(
     tl.store(p_square + frame * tokens + o_t, tl.sum(b_square, 1), mask=m_t)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def anchor_kernel(
     p_tokens,  # [F, T, D]
     p_channels,  # [c] int64

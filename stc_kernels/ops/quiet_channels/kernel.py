@@ -67,7 +67,7 @@ def channel_variance_kernel(
         tl.store(p_variance + o_c, tl.where(finite, b_variance, float("inf")), mask=m_c)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["keep"])
 def rank_channels_kernel(
     p_variance,  # [D] float32
     p_out,  # [keep] int64

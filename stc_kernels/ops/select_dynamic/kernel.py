@@ -22,7 +22,7 @@ def is_last_of_frame(p_counters, frame, n_blocks):
     return last
 
 
-@triton.jit(do_not_specialize=["references"])
+@triton.jit(do_not_specialize=["references", "k"])
 def select_dynamic_kernel(
     p_current,  # [F, T, C]
     p_reference,  # [R, T, C]

@@ -88,7 +88,7 @@ def write_choice(
         tl.store(p_slot + frame * tokens + o_t, b_slot, mask=m_t)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k"])
 def topk_gather_kernel(
     p_tokens,  # [F, T, D]
     p_scores,  # [F, T] float32
