@@ -107,6 +107,29 @@ def test_detached_pixels_are_not_watched(make_tower, make_clip):
     assert not embedding._forward_pre_hooks
 
 
+def test_a_threshold_that_chooses_others_each_time_compiles_nothing_anew(make_tower, seed):
+    torch._dynamo.reset()
+    tower, graphs = make_tower(image_size=96), []
+    scene = torch.randn(3, 96, 96, generator=torch.Generator().manual_seed(seed))
+
+    def backend(module, inputs):
+        graphs.append(module)
+        return module.forward
+
+    compiled = torch.compile(tower, backend=backend)
+    config = CacherConfig(threshold=0.95, update_ratio=1.0, refresh_interval=100)
+    with attach_cacher(tower, config) as cacher:
+        recomputed, counts = [], []
+        for rows in range(0, 96, 8):
+            frame = scene.clone()
+            frame[:, :rows] = scene[:, 96 - rows :].flip(2)
+            features(compiled, frame[None])
+            recomputed.append(cacher.stats.tokens_recomputed)
+            counts.append(len(graphs))
+    assert torch.tensor(recomputed).diff().unique().numel() > 3
+    assert counts[2:] == counts[2:3] * len(counts[2:])
+
+
 @pytest.mark.parametrize("keys", ["full", "int8"])
 @pytest.mark.parametrize("threshold", [-2.0, 0.7, 0.95, 0.999, 2.0])
 def test_a_threshold_chooses_how_many(clear_case, threshold, keys):

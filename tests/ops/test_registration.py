@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -260,6 +263,43 @@ def test_packaged_for_any_frame_count(dtype, tmp_path):
         for op in OPS:
             expected = getattr(stc_kernels, op)(*other[op])
             torch.testing.assert_close(actual[op], expected, rtol=0, atol=0)
+
+
+# A process for which nothing was compiled, where inductor checks what the definitions return.
+WITHOUT_COMPILED_CODE = textwrap.dedent(
+    """
+    import sys, types
+    sys.modules["stc_kernels._build_info"] = types.SimpleNamespace(
+        EXTENSION=False, TORCH_VERSION="", COMPILER="", ISAS=()
+    )
+    import torch, stc_kernels
+    from ops.test_results import calls
+
+    assert stc_kernels.implementation("merge_tokens") == "naive (PyTorch)"
+    g = torch.Generator().manual_seed(int(sys.argv[1]))
+    # Those whose definitions once gave other strides.
+    some = ("merge_tokens", "merge_tokens_norm", "topk_gather", "layer_norm_gather", "prune_tokens")
+    made = [c for c in calls((3, 10, 16), ("transposed", "reversed_frames"), g) if c[0] in some]
+
+    def run():
+        return [getattr(torch.ops.stc_kernels, op)(*args) for op, args in made]
+
+    actual = torch.compile(run, fullgraph=True)()
+    torch.testing.assert_close(actual, run())
+    """
+)
+
+
+@pytest.mark.slow
+def test_compiled_without_compiled_code(seed):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_COMPILED_CODE, str(seed)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_bad_shapes_are_found_while_tracing():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from stc_kernels.ops._strides import contiguous
 from stc_kernels.ops.gather_tokens.naive import gather_tokens
 
 
@@ -19,7 +20,7 @@ def layer_norm_gather(
     """Return the tokens that `index` names, with something added, and their layer norm."""
     gathered = gather_tokens(tokens, index)
     if added is not None:
-        gathered = (gathered.float() + added.float()).to(tokens.dtype)
+        gathered = contiguous((gathered.float() + added.float()).to(tokens.dtype))
     return gathered, layer_norm(gathered, weight, bias, eps)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stc_kernels.ops._strides import contiguous
 from stc_kernels.ops.gather_tokens.naive import gather_tokens
 from stc_kernels.ops.patch_similarity.naive import paired
 
@@ -22,6 +23,6 @@ def merge_tokens(
         # One rounding, as in a kernel that adds in float32.
         reused = (reused.float() + residual.float()).to(cached.dtype)
     if updated.shape[1] == 0:
-        return reused.clone()
+        return reused.clone(memory_format=torch.contiguous_format)
     chosen = gather_tokens(updated, slot.clamp_min(0).long())
-    return torch.where((slot >= 0).unsqueeze(-1), chosen, reused)
+    return contiguous(torch.where((slot >= 0).unsqueeze(-1), chosen, reused))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stc_kernels.ops._strides import contiguous
 from stc_kernels.ops.gather_tokens.naive import gather_tokens
 
 
@@ -20,4 +21,4 @@ def topk_index(scores: Tensor, k: int, largest: bool) -> Tensor:
     """Return the places of the k highest (or lowest) scores, ascending, int64 [F, k]."""
     scores = torch.where(scores.isfinite(), scores, -torch.inf)
     order = torch.argsort(scores, dim=1, descending=largest, stable=True)
-    return order[:, :k].sort(dim=1).values
+    return contiguous(order[:, :k].sort(dim=1).values)
