@@ -50,6 +50,14 @@ def test_a_stream_prints_a_table_and_writes_both_files(
     assert document.exists()
 
 
+def test_one_frame_is_one(stc: Stc, tiny_model: Path, video: Path, tmp_path: Path) -> None:
+    outcome = stc("stream", video, "--model", tiny_model, "--frames", 1, "--report", tmp_path / "r")
+    assert ": 1 frame " in outcome.out
+    page = (tmp_path / "r" / "index.html").read_text()
+    assert "1 frame ran through" in page
+    assert "1 frames" not in outcome.out + page
+
+
 def test_json_is_as_its_schema_says(
     stc: Stc, tiny_model: Path, video: Path, tmp_path: Path
 ) -> None:

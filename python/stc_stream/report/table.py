@@ -33,7 +33,8 @@ def summary_table(run: StreamRun) -> Table:
     """Return latency, tokens and closeness to dense, at most 80 columns wide."""
     summary = run.summary
     # As a Text: a file's name may look like markup.
-    title = Text(f"{printable(run.source)}: {summary.frames} frames", style="table.title")
+    frames = f"{summary.frames} frame{'s' if summary.frames != 1 else ''}"
+    title = Text(f"{printable(run.source)}: {frames}", style="table.title")
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for heading in ("median", "p95", "mean"):
