@@ -96,7 +96,7 @@ def headline() -> list[str]:
         ),
         (
             "`make demo`: SigLIP-base size, the sample clip, a frame",
-            f"{dense:.0f} ms dense",
+            f"{dense:.0f} ms dense, eager",
             f"{ours:.0f} ms",
             f"**{_percent(dense / ours)}**",
         ),

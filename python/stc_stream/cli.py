@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, redirect_stdout, suppress
 from dataclasses import dataclass
+from importlib import metadata
 from importlib.resources import as_file, files
 from pathlib import Path
 from types import ModuleType
@@ -165,7 +166,7 @@ def _document(text: str) -> Path:
 def stc(context: click.Context, version: bool) -> None:
     """Streaming Token Compression: what it saves on a video and on this machine."""
     if version:
-        click.echo(f"stc {_kernels().__version__}")
+        click.echo(f"stc {metadata.version('stc-kernels')}")
     elif context.invoked_subcommand is None:
         click.echo(context.get_help())
 

@@ -527,6 +527,7 @@ def test_info_says_when_nothing_was_compiled(stc: Stc, monkeypatch: pytest.Monke
 def test_nothing_heavy_is_imported_for_help_or_a_missing_file() -> None:
     code = (
         "import sys; from stc_stream.cli import main; main(['stream', '--help']);"
+        "main(['--version']);"
         "main(['stream', 'nothing.mp4']); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
