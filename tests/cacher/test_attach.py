@@ -311,7 +311,7 @@ def test_it_runs_inside_a_compiled_model(make_tower, make_clip):
 
 
 def test_the_representation_says_what_it_is(make_tower):
-    cacher = attach_cacher(make_tower())
+    cacher = attach_cacher(make_tower(), CacherConfig.paper())
     assert repr(cacher) == (
         f"<Cacher of a SigLIP tower, 3 layers of 32, {CacherConfig.paper()}, 0 streams>"
     )

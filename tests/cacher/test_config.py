@@ -19,6 +19,15 @@ from stc_stream import CacherConfig, attach_cacher
         ({"update_ratio": True}, TypeError, "update_ratio must be a number"),
         ({"refresh_interval": 0}, ValueError, "refresh_interval must be at least 1, but is 0"),
         ({"refresh_interval": 2.0}, TypeError, r"refresh_interval must be an int, but is 2\.0"),
+        ({"refresh_on_change": 0}, ValueError, r"refresh_on_change must be in \(0, 1\]"),
+        ({"max_refresh_ratio": 1.5}, ValueError, r"max_refresh_ratio must be in \(0, 1\]"),
+        ({"max_refresh_ratio": "half"}, TypeError, "max_refresh_ratio must be a number"),
+        (
+            {"max_refresh_ratio": 0.3, "refresh_interval": 3},
+            ValueError,
+            r"max_refresh_ratio must be at least 0\.375, the share that refresh_interval = 3 "
+            r"takes of 16 frames, but is 0\.3",
+        ),
         ({"metric": "cos"}, ValueError, "metric must be one of cosine, dot, l1, l2, but is 'cos'"),
     ],
 )
@@ -30,7 +39,15 @@ def test_bad_settings_are_named(settings, error, message):
 def test_defaults_and_frozen():
     config = CacherConfig()
     assert (config.update_ratio, config.refresh_interval, config.metric) == (0.25, 4, "cosine")
-    assert not any(dataclasses.astuple(config)[3:-2]) and config.reference_keys == "full"
+    changed = {
+        each.name for each in dataclasses.fields(config) if getattr(config, each.name) is not None
+    }
+    assert changed == {
+        *("update_ratio", "refresh_interval", "metric", "refresh_on_change"),
+        *("stagger", "reference_keys", "cuda_graph"),
+    }
+    assert config.refresh_on_change == 0.5 and config.reference_keys == "full"
+    assert not config.stagger and not config.cuda_graph
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.update_ratio = 0.5
 

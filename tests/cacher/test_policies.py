@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import stc_kernels
 from stc_stream import CacherConfig, attach_cacher
@@ -91,12 +92,118 @@ def test_a_policy_that_does_not_watch_cannot_ask(make_tower, make_clip):
         assert cacher.stats.frames == 1
 
 
-def test_changes_need_the_towers_own_embedding(make_tower, make_clip):
+@pytest.mark.parametrize("settings", [{}, {"refresh_on_change": 0.1, "max_refresh_ratio": 0.9}])
+def test_unseen_pixels_follow_the_plain_schedule_with_one_warning(make_tower, seed, settings):
     tower = make_tower()
-    with attach_cacher(tower, CacherConfig(refresh_on_change=0.5)):
-        features(tower, make_clip(2))
+    tokens = torch.randn(6, 36, 32, generator=torch.Generator().manual_seed(seed))
+
+    def encoded(config):
+        with torch.no_grad(), attach_cacher(tower, config) as cacher:
+            parts = [tower.encoder(inputs_embeds=part) for part in tokens.split([1, 3, 2])]
+            return torch.cat([part.last_hidden_state for part in parts]), cacher.stats
+
+    expected, stats = encoded(CacherConfig.paper(refresh_interval=3))
+    with pytest.warns(RuntimeWarning) as warned:
+        ours, ours_stats = encoded(CacherConfig(refresh_interval=3, **settings))
+    assert ["call the whole tower" in str(each.message) for each in warned] == [True]
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+    assert ours_stats == stats
+
+
+def test_a_policy_cannot_ask_about_unseen_pixels(make_tower):
+    class Asks:
+        watches_change = True
+
+        def refreshes(self, frame):
+            return frame.changed() > 0.5
+
+    tower = make_tower()
+    with attach_cacher(tower, CacherConfig(policy=Asks())), pytest.warns(RuntimeWarning):
+        tower.encoder(inputs_embeds=torch.zeros(1, 36, 32))
         with pytest.raises(RuntimeError, match="call the whole tower"):
             tower.encoder(inputs_embeds=torch.zeros(1, 36, 32))
+
+
+def test_the_default_computes_a_cut_whole(make_tower, make_clip, seed):
+    tower, clip = make_tower(), cut_clip(make_clip, seed)
+    with attach_cacher(tower) as cacher, cacher.record() as recording:
+        features(tower, clip)
+    # The fourth frame is the cut; the fifth is due.
+    assert recording.layers[0].refreshed.nonzero().flatten().tolist() == [0, 3, 4]
+    assert (cacher.stats.changes, cacher.stats.forbidden) == (1, 0)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a GPU would be waited for."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.count = 0
+        plain = torch.Tensor.tolist
+        monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: self._wait(plain, tensor))
+
+    def _wait(self, plain, tensor):
+        self.count += 1
+        return plain(tensor)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket
+        aten = torch.ops.aten
+        self.count += name in (aten._local_scalar_dense, aten.nonzero, aten.masked_select)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sizes", [[1] * 6 + [6], [12], [5, 7]])
+def test_a_batch_is_waited_for_once(make_tower, make_clip, seed, monkeypatch, sizes):
+    tower = make_tower()
+    clip = torch.cat([cut_clip(make_clip, seed), make_clip(4, seed=seed + 2)])
+    clip[9, 0, 3, 3] = torch.nan
+    names = ["door", "yard", "door", "door"] * 3
+    counts = []
+    with attach_cacher(tower) as cacher, Waits(monkeypatch) as waits:
+        for rows in torch.arange(12).split(sizes):
+            with cacher.streams([names[row] for row in rows.numpy()]):
+                before = waits.count
+                features(tower, clip[rows])
+                counts.append(waits.count - before)
+    assert counts == [1] * len(sizes)
+    assert cacher.stats.changes > 0
+
+
+def test_waiting_is_noticed(make_tower, make_clip, monkeypatch):
+    class Asks:
+        watches_change = True
+
+        def refreshes(self, frame):
+            return frame.changed() > 0.01 or frame.number == 1
+
+    tower, clip = make_tower(), make_clip(4)
+    with attach_cacher(tower, CacherConfig(policy=Asks())), Waits(monkeypatch) as waits:
+        features(tower, clip)
+    assert waits.count > 1
+
+
+def test_a_moving_camera_is_told(make_tower, make_clip, seed):
+    tower = make_tower()
+    moving = torch.randn(20, 3, 48, 48, generator=torch.Generator().manual_seed(seed))
+    with attach_cacher(tower) as cacher:
+        features(tower, make_clip(40))
+        assert cacher.stats.note is None
+        assert str(cacher.stats) == repr(cacher.stats)
+    with attach_cacher(tower) as cacher:
+        features(tower, moving[:15])
+        assert cacher.stats.note is None
+        features(tower, moving[15:])
+        expected = "moving camera: 20 of 20 frames refreshed, little to save here"
+        assert cacher.stats.note == expected
+        assert str(cacher.stats) == f"{cacher.stats!r}: {expected}"
+
+
+def test_frequent_refreshes_that_were_asked_for_are_no_moving_camera(make_tower, make_clip):
+    tower = make_tower()
+    with attach_cacher(tower, CacherConfig(refresh_interval=1)) as cacher:
+        features(tower, make_clip(20))
+        assert cacher.stats.note is None
 
 
 def test_detached_pixels_are_not_watched(make_tower, make_clip):

@@ -30,13 +30,22 @@ batches = st.lists(
     max_size=5,
 ).filter(lambda steps: sum(len(names) for names, _ in steps) <= FRAMES)
 
+
+def make_config(refresh_interval, most, **settings):
+    """Return settings whose cap leaves room for the schedule, if only just."""
+    if most is not None:
+        most = max(most, math.ceil(16 / refresh_interval) / 16)
+    return CacherConfig(refresh_interval=refresh_interval, max_refresh_ratio=most, **settings)
+
+
 configs = st.builds(
-    CacherConfig,
+    make_config,
     update_ratio=st.sampled_from([0.1, 0.25, 0.6, 1.0]),
     refresh_interval=st.integers(1, 5),
     metric=st.sampled_from(["cosine", "l2"]),
     threshold=st.sampled_from([None, None, 0.9]),
-    refresh_on_change=st.sampled_from([None, 0.5]),
+    refresh_on_change=st.sampled_from([None, 0.2, CacherConfig().refresh_on_change]),
+    most=st.sampled_from([None, None, 0.3]),
     stagger=st.booleans(),
     max_streams=st.sampled_from([None, 1, 2]),
     reference_keys=st.sampled_from(["full", "int8"]),
@@ -45,8 +54,9 @@ configs = st.builds(
 
 @pytest.fixture
 def scene(make_tower, make_clip, seed):
-    """A tower, and frames of which some are cuts and one is broken."""
-    clip = torch.cat([make_clip(7), make_clip(FRAMES - 7, seed=seed + 1)])
+    """A tower, and frames of two scenes, of a moving camera, and one that is broken."""
+    moving = [make_clip(1, seed=seed + number) for number in range(2, 5)]
+    clip = torch.cat([make_clip(6), make_clip(FRAMES - 9, seed=seed + 1), *moving])
     clip[4, 0, 9, 9] = torch.nan
     return make_tower(num_hidden_layers=2), clip
 

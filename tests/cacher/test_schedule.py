@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import OrderedDict
 
@@ -23,10 +24,20 @@ def make_streams(**settings):
     return Streams(config, lambda kind: ReferencePool(kind, [LayerShape(8, 8)]))
 
 
-def run(streams, names, kinds=None, finite=None):
-    """Plan and commit a batch; return for each row "whole", or the row or slot it reads."""
+def run(streams, names, kinds=None, finite=None, pictures=None):
+    """Plan and commit a batch; return for each row "whole", or the row or slot it reads.
+
+    Of pictures, a number each, two that differ have changed by their difference.
+    """
     kinds = kinds or [SMALL] * len(names)
-    frames = Frames(kinds, lambda: finite or [True] * len(names))
+    asked = []
+
+    def shares(current, reference):
+        asked.append(len(current))
+        return (torch.stack(list(current)) - torch.stack(list(reference))).abs()
+
+    pixels = None if pictures is None else list(torch.tensor(pictures))
+    frames = Frames(kinds, lambda: torch.tensor(finite or [True] * len(names)), pixels, shares)
     plans = streams.plan(names, frames)
     rows = {}
     for plan in plans:
@@ -37,6 +48,7 @@ def run(streams, names, kinds=None, finite=None):
             for row, source in zip(plan.joined, plan.sources, strict=True)
         }
     streams.commit(plans, 1, [None] * len(plans))
+    assert len(asked) <= 1
     return [rows[row] for row in range(len(names))]
 
 
@@ -73,7 +85,16 @@ def test_no_reference_is_larger_than_the_limit():
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"max_streams": 2}, {"max_bytes": 13 * SLOT}, {"stagger": True, "max_streams": 3}],
+    [
+        {},
+        {"max_streams": 2},
+        {"max_bytes": 13 * SLOT},
+        {"stagger": True, "max_streams": 3},
+        {"refresh_on_change": 0.5},
+        {"refresh_on_change": 0.5, "max_streams": 2},
+        {"refresh_on_change": 0.5, "stagger": True, "max_bytes": 14 * SLOT},
+        {"refresh_on_change": 0.5, "max_refresh_ratio": 1.0},
+    ],
 )
 def test_a_batch_is_its_rows_one_by_one(settings, seed):
     draw = random.Random(seed)
@@ -91,9 +112,11 @@ def test_a_batch_is_its_rows_one_by_one(settings, seed):
                 if draw.random() < 0.1:
                     kinds[name] = draw.choice([SMALL, LARGE])
                 rows_kinds.append(kinds.setdefault(name, SMALL))
-            rows = run(together, names, rows_kinds, finite)
+            pictures = [float(draw.random() < 0.3) for _ in names]
+            rows = run(together, names, rows_kinds, finite, pictures)
             for row, name in enumerate(names):
-                (single,) = run(singly, [name], [rows_kinds[row]], [finite[row]])
+                alone = ([rows_kinds[row]], [finite[row]], [pictures[row]])
+                (single,) = run(singly, [name], *alone)
                 assert (single == "whole") == (rows[row] == "whole")
                 if single == "whole":
                     sources[name] = (batch, row)
@@ -103,6 +126,61 @@ def test_a_batch_is_its_rows_one_by_one(settings, seed):
                     assert sources[name][0] < batch
             assert together.counts == singly.counts
             assert list(together) == list(singly)
+
+
+@pytest.mark.parametrize(
+    ("interval", "ratio"), [(4, 0.5), (4, 0.3), (3, 0.6), (100, 0.2), (2, 1.0)]
+)
+@pytest.mark.parametrize("size", [1, 7])
+def test_a_cap_holds_over_any_16_frames(interval, ratio, size, seed):
+    draw = random.Random(seed)
+    moving = [draw.random() < 0.8 for _ in range(84)]
+    # A frame that moves differs from all, the others from none but those.
+    pictures = [float(1 + t) if moved else 0.0 for t, moved in enumerate(moving)]
+    streams = make_streams(
+        refresh_interval=interval, refresh_on_change=0.5, max_refresh_ratio=ratio
+    )
+    whole, reference, changes, forbidden = [], None, [], 0
+    for t in range(84):
+        wanted = reference is not None and pictures[t] != reference
+        scheduled = t % interval == 0
+        allowed = math.floor(16 * ratio) - math.ceil(16 / interval)
+        room = sum(t - each < 16 for each in changes) < allowed
+        if wanted and not scheduled:
+            changes += [t] * room
+            forbidden += not room
+        whole.append(scheduled or (wanted and room))
+        reference = pictures[t] if whole[-1] else reference
+    found = []
+    for first in range(0, 84, size):
+        some = pictures[first : first + size]
+        found += [row == "whole" for row in run(streams, ["a"] * size, pictures=some)]
+    assert found == whole
+    assert streams.counts.forbidden == forbidden
+    assert all(sum(whole[first : first + 16]) <= 16 * ratio for first in range(84))
+
+
+def test_a_policy_is_held_to_the_cap_as_well():
+    class Always:
+        def refreshes(self, frame):
+            return True
+
+    streams = make_streams(policy=Always(), max_refresh_ratio=0.25)
+    found = run(streams, ["a"] * 40)
+    assert [row == "whole" for row in found[1:33]] == ([True] * 4 + [False] * 12) * 2
+    assert streams.counts.forbidden == 40 - found.count("whole")
+
+
+def test_a_batch_that_failed_does_not_count_towards_the_cap():
+    streams = make_streams(refresh_interval=100, refresh_on_change=0.5, max_refresh_ratio=0.125)
+    assert run(streams, ["a"], pictures=[0.0]) == ["whole"]
+    for _ in range(3):
+        pixels = [torch.tensor(5.0)]
+        frames = Frames([SMALL], lambda: torch.ones(1), pixels, lambda a, b: torch.ones(len(a)))
+        streams.plan(["a"], frames)
+        streams.roll_back()
+    assert run(streams, ["a", "a"], pictures=[7.0, 9.0]) == ["whole", "whole"]
+    assert run(streams, ["a"], pictures=[11.0]) == [("slot", 0)]
 
 
 def test_the_stream_not_seen_for_longest_is_forgotten(seed):
@@ -125,12 +203,12 @@ def test_pixels_are_compared_with_those_of_frames_of_the_same_kind_alone():
 
     def changes(current, reference):
         compared.append([(float(a), float(b)) for a, b in zip(current, reference, strict=True)])
-        return [0.0] * len(current)
+        return torch.zeros(len(current))
 
     moved = SMALL._replace(device=torch.device("meta"))
     for number, kinds in enumerate(([SMALL, SMALL], [SMALL, moved])):
         pixels = [torch.tensor(number + 10.0 * row) for row in range(2)]
-        plans = streams.plan(["a", "b"], Frames(kinds, lambda: [True] * 2, pixels, changes))
+        plans = streams.plan(["a", "b"], Frames(kinds, lambda: torch.ones(2), pixels, changes))
         streams.commit(plans, 1, [None] * len(plans))
     assert compared == [[(1.0, 0.0)]]
     assert streams.counts.restarts == 1
@@ -140,7 +218,7 @@ def test_a_batch_that_failed_leaves_counts_but_no_references():
     streams = make_streams(refresh_interval=4)
     run(streams, ["a", "b", "a"])
     before = streams.counts
-    streams.plan(["a", "new", "a"], Frames([SMALL] * 3, lambda: [True] * 3))
+    streams.plan(["a", "new", "a"], Frames([SMALL] * 3, lambda: torch.ones(3)))
     streams.roll_back()
     assert streams.counts == before
     assert list(streams) == ["b", "a"]

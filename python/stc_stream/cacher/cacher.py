@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from stc_stream.cacher.change import PixelWatch
+from stc_stream.cacher.change import PixelWatch, moving_camera
 from stc_stream.cacher.config import CacherConfig
 from stc_stream.cacher.forward import Forward
 from stc_stream.cacher.graphs import GraphStore
@@ -75,6 +75,7 @@ class CacherStats:
         streams: streams known, each with its frame count.
         bytes: bytes of references held, over all layers and streams.
         changes: refreshes that `refresh_on_change` asked for.
+        forbidden: refreshes that `max_refresh_ratio` forbade.
         restarts: references dropped because their stream's frames came in another size, dtype or
             on another device.
         evictions: streams forgotten for others, for `max_streams` or `max_bytes`.
@@ -88,9 +89,19 @@ class CacherStats:
     streams: int
     bytes: int
     changes: int = 0
+    forbidden: int = 0
     restarts: int = 0
     evictions: int = 0
     rejected: int = 0
+
+    @property
+    def note(self) -> str | None:
+        """What a user should know: that there is little to save, where a camera moves."""
+        return moving_camera(self.frames, self.refreshes, self.changes)
+
+    def __str__(self) -> str:
+        note = self.note
+        return repr(self) if note is None else f"{self!r}: {note}"
 
 
 class Cacher:

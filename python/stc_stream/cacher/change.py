@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,20 @@ from torch.nn import functional
 
 CHANGED = 0.25
 """A patch has changed when it differs by more than this share of the reference's contrast."""
+_AT_ONCE = 16
+
+
+def moving_camera(frames: int, refreshes: int, changes: int) -> str | None:
+    """Say that a camera moves, where changes have most frames computed whole; None: they don't.
+
+    Args:
+        frames: frames run, 16 at least for anything to be said.
+        refreshes: how many of them were computed whole.
+        changes: how many of those because of a change; at least a quarter of the frames.
+    """
+    if frames < 16 or 2 * refreshes <= frames or 4 * changes < frames:
+        return None
+    return f"moving camera: {refreshes} of {frames} frames refreshed, little to save here"
 
 
 class PixelWatch:
@@ -24,6 +40,7 @@ class PixelWatch:
 
     def __init__(self, embedding: nn.Module, keep: bool) -> None:
         self.keeps = keep
+        self._warned = False
         self._patch = embedding.kernel_size if isinstance(embedding, nn.Conv2d) else None
         self._last = threading.local()
         disable: Callable[..., Callable[..., None]] = torch.compiler.disable
@@ -47,14 +64,13 @@ class PixelWatch:
         rows, columns = (side // patch for side, patch in zip(size, self._patch, strict=True))
         return (rows, columns) if rows * columns == patches else None
 
-    def take(self, sizes: Sequence[int]) -> list[Tensor]:
-        """Return the pixels of each frame of the batch, as `changes` compares them.
+    def take(self, sizes: Sequence[int]) -> list[Tensor] | None:
+        """Return the pixels of each frame of the batch, as `shares` compares them.
+
+        None, and a warning once: the layers were called without the tower's own patch embedding.
 
         Args:
             sizes: tokens of each frame, without prefix.
-
-        Raises:
-            RuntimeError: the layers were called without the tower's own patch embedding.
         """
         pixels: Tensor | None = getattr(self._last, "pixels", None)
         self._last.pixels = None
@@ -63,29 +79,43 @@ class PixelWatch:
             frames = list(pixels.split(list(sizes))) if pixels.shape[0] == sum(sizes) else []
         else:
             frames = [] if pixels is None else list(pixels)
-        if len(frames) != len(sizes):
-            raise RuntimeError(
-                "changes are watched, but the layers were called with other frames than the "
-                "tower's patch embedding: call the whole tower"
+        if len(frames) == len(sizes):
+            return frames
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "changes are not noticed, and frames follow the plain schedule: the layers were "
+                "called with other frames than the tower's patch embedding (call the whole tower)",
+                RuntimeWarning,
+                stacklevel=2,
             )
-        return frames
+        return None
 
-    def changes(self, current: Sequence[Tensor], reference: Sequence[Tensor]) -> list[float]:
-        """Return the share of patches that differ, of each pair of frames; waits for the device."""
-        shares = [self._share(*pair) for pair in zip(current, reference, strict=True)]
-        found: list[float] = torch.stack(shares).tolist()
-        return found
+    def shares(self, current: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
+        """Return the share of patches that differ, of each pair of frames: float32 [pairs].
 
-    def _share(self, current: Tensor, reference: Tensor) -> Tensor:
+        Both frames of a pair have one shape. Waits for nothing.
+        """
+        pairs = zip(current, reference, strict=True)
+        found = []
+        for _, same in groupby(pairs, key=lambda pair: pair[0].shape):
+            now, before = zip(*same, strict=True)
+            for first in range(0, len(now), _AT_ONCE):
+                some = slice(first, first + _AT_ONCE)
+                found.append(self._shares(torch.stack(now[some]), torch.stack(before[some])))
+        return torch.cat(found)
+
+    def _shares(self, current: Tensor, reference: Tensor) -> Tensor:
         current, reference = current.float(), reference.float()
-        contrast = (reference - reference.mean()).abs().mean()
+        every = tuple(range(1, reference.dim()))
+        contrast = (reference - reference.mean(every, keepdim=True)).abs().mean(every)
         difference = (current - reference).abs()
         if self._patch is None:
-            patches = difference.mean(dim=1)
+            patches = difference.mean(dim=2)
         else:
-            patches = functional.avg_pool2d(difference.mean(dim=0, keepdim=True), self._patch)
+            patches = functional.avg_pool2d(difference.mean(dim=1), self._patch).flatten(1)
         # What cannot be compared has changed.
-        return (~(patches <= CHANGED * contrast)).float().mean()
+        return (~(patches <= CHANGED * contrast[:, None])).float().mean(dim=1)
 
     def _remember(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._last.size = tuple(inputs[0].shape[-2:]) if inputs else None

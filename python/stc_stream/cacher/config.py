@@ -14,6 +14,8 @@ Metric = Literal["cosine", "dot", "l1", "l2"]
 ReferenceKeys = Literal["full", "int8"]
 BUDGET_STEPS = 16
 """Into how many steps the tokens of a frame are divided when `threshold` chooses how many."""
+REFRESH_WINDOW = 16
+"""Over how many frames of a stream `max_refresh_ratio` holds."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,13 @@ class CacherConfig:
             by layer: as many as there are, rounded up to a sixteenth of the frame, at most
             `update_ratio`. None: always `update_ratio`. Costs a wait for the device a layer.
         refresh_on_change: a frame of whose patches more than this share, in (0, 1], changed since
-            its reference is computed whole at once, as after a scene cut. None: never.
+            its reference is computed whole at once, as after a scene cut. None: never. Where the
+            pixels can't be seen (the layers are called without the tower's patch embedding),
+            frames follow the rest of the settings, and a warning says so once.
+        max_refresh_ratio: of any 16 consecutive frames of a stream, compute at most this share
+            whole, in (0, 1]: the refreshes of `refresh_interval` come first and are never
+            forbidden, changes (or a `policy`) get what is left. A frame without a reference is
+            computed whole all the same, and does not count. None: as many as are asked for.
         stagger: let streams refresh in turn: a stream's second refresh comes early, so that not
             all refresh in the same batch; after it, every `refresh_interval` frames.
         policy: decides which frames are computed whole, in place of `refresh_interval`.
@@ -51,7 +59,8 @@ class CacherConfig:
     refresh_interval: int = 4
     metric: Metric = "cosine"
     threshold: float | None = None
-    refresh_on_change: float | None = None
+    refresh_on_change: float | None = 0.5
+    max_refresh_ratio: float | None = None
     stagger: bool = False
     policy: RefreshPolicy | None = None
     max_streams: int | None = None
@@ -81,6 +90,7 @@ class CacherConfig:
                 raise ValueError(f"threshold must be finite, but is {self.threshold}")
         if self.refresh_on_change is not None:
             _check_share("refresh_on_change", self.refresh_on_change)
+        self._check_most()
         for name in ("max_streams", "max_bytes"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
@@ -92,6 +102,26 @@ class CacherConfig:
         if self.cuda_graph and self.threshold is not None:
             raise ValueError(
                 "cuda_graph needs a fixed number of tokens a frame: leave threshold None"
+            )
+
+    @property
+    def allowed_refreshes(self) -> int | None:
+        """How many of 16 frames a change or a policy may have computed whole; None: all."""
+        if self.max_refresh_ratio is None:
+            return None
+        scheduled = 0 if self.policy is not None else -(-REFRESH_WINDOW // self.refresh_interval)
+        return math.floor(REFRESH_WINDOW * self.max_refresh_ratio) - scheduled
+
+    def _check_most(self) -> None:
+        if self.max_refresh_ratio is None:
+            return
+        _check_share("max_refresh_ratio", self.max_refresh_ratio)
+        allowed = self.allowed_refreshes
+        if allowed is not None and allowed < 0:
+            least = -(-REFRESH_WINDOW // self.refresh_interval) / REFRESH_WINDOW
+            raise ValueError(
+                f"max_refresh_ratio must be at least {least:g}, the share that refresh_interval = "
+                f"{self.refresh_interval} takes of 16 frames, but is {self.max_refresh_ratio}"
             )
 
     def _check_policy(self) -> None:

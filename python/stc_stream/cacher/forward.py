@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -199,9 +200,9 @@ class Forward:
             pixels = self._pixels.take([kind.tokens - prefix for kind in kinds])
         frames = Frames(
             kinds,
-            _asks_finite(x, kinds, starts),
+            partial(_finite_rows, x, kinds, starts),
             pixels,
-            self._pixels.changes,
+            self._pixels.shares if self._pixels.keeps else None,
         )
         plans = self._streams.plan(self._names(len(kinds)), frames)
         return [
@@ -498,23 +499,14 @@ def finite_frames(frames: Tensor) -> Tensor:
     return least.isfinite() & greatest.isfinite()
 
 
-def _asks_finite(
-    x: Tensor, kinds: Sequence[FrameKind], starts: Sequence[int] | None
-) -> Callable[[], list[bool]]:
-    """Return what tells of each frame of a batch whether its tokens are finite."""
-
-    def ask() -> list[bool]:
-        if starts is None:
-            answers: list[bool] = finite_frames(x).tolist()
-            return answers
-        frames = [
-            x[start : start + kind.tokens][None] for start, kind in zip(starts, kinds, strict=True)
-        ]
-        return [
-            bool(fine) for fine in torch.cat([finite_frames(frame) for frame in frames]).tolist()
-        ]
-
-    return ask
+def _finite_rows(x: Tensor, kinds: Sequence[FrameKind], starts: Sequence[int] | None) -> Tensor:
+    """Tell of each frame of a batch whether its tokens are finite: bool [F]."""
+    if starts is None:
+        return finite_frames(x)
+    frames = [
+        x[start : start + kind.tokens][None] for start, kind in zip(starts, kinds, strict=True)
+    ]
+    return torch.cat([finite_frames(frame) for frame in frames])
 
 
 def _windows(segments: Sequence[int], start: int, tokens: int) -> tuple[int, ...]:

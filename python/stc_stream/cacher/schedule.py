@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,11 +10,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from stc_stream.cacher.config import CacherConfig
+from stc_stream.cacher.config import REFRESH_WINDOW, CacherConfig
 from stc_stream.cacher.policy import StreamFrame
 from stc_stream.cacher.references import FrameKind, ReferencePool
 
 Pools = Callable[[FrameKind], ReferencePool]
+_WINDOW = (1 << REFRESH_WINDOW) - 1
 
 
 @dataclass(eq=False)
@@ -24,6 +26,8 @@ class Stream:
         frames: frames it has had.
         phase: how many frames early its refreshes come, under `stagger`.
         age: frames since its reference was computed.
+        recent: of its last 16 frames, which were computed whole because a change or a policy
+            asked for it: a bit each, the last one lowest.
         pool, slot: where its reference is kept; no pool: nowhere.
         finite: whether the frame that became its reference came out finite, a bool tensor not
             waited for yet; None: it did.
@@ -34,6 +38,7 @@ class Stream:
     frames: int = 0
     phase: int = 0
     age: int = 0
+    recent: int = 0
     pool: ReferencePool | None = None
     slot: int = 0
     finite: Tensor | None = None
@@ -53,6 +58,7 @@ class Counts:
     frames: int = 0
     refreshes: int = 0
     changes: int = 0
+    forbidden: int = 0
     restarts: int = 0
     evictions: int = 0
     rejected: int = 0
@@ -100,63 +106,90 @@ class Frames:
 
     Args:
         kinds: of each row.
-        finite: tells of all rows whether they are finite; asked at most once.
-        pixels: of each row; None: changes are not watched.
-        changes: (rows, references) → share of patches that differ, for each pair.
+        finite: tells of all rows whether they are finite, bool [rows].
+        pixels: of each row; None: they were not seen.
+        shares: (rows, references) → share of patches that differ, for each pair, float32; None:
+            changes are not watched.
     """
 
     def __init__(
         self,
         kinds: Sequence[FrameKind],
-        finite: Callable[[], Sequence[bool]],
+        finite: Callable[[], Tensor],
         pixels: Sequence[Tensor] | None = None,
-        changes: Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[float]] | None = None,
+        shares: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] | None = None,
     ) -> None:
         self.kinds = kinds
         self.pixels = pixels
         self._ask_finite = finite
-        self._finite: Sequence[bool] | None = None
-        self._changes = changes
+        self._finite: Sequence[float] | None = None
+        self._shares = shares
         self._known: dict[tuple[int, int | None], float] = {}
+
+    @property
+    def watched(self) -> bool:
+        """Whether it can be told how much of a row changed."""
+        return self.pixels is not None and self._shares is not None
 
     def finite(self, row: int) -> bool:
         """Tell whether all of a row's tokens are finite."""
         if self._finite is None:
-            self._finite = self._ask_finite()
-        return self._finite[row]
+            self._finite = _fetched([self._ask_finite()])[0]
+        return bool(self._finite[row])
 
-    def look_ahead(self, references: Sequence[Tensor | None]) -> None:
-        """Compare each row with the reference that its stream has now, all at once."""
-        if self.pixels is None or self._changes is None:
-            return
-        pairs = [
-            (row, current, reference)
-            for row, (current, reference) in enumerate(zip(self.pixels, references, strict=True))
-            if reference is not None and reference.shape == current.shape
-        ]
+    def look_ahead(
+        self, flags: Sequence[Tensor], pairs: Sequence[tuple[int, int | None, Tensor]]
+    ) -> list[bool]:
+        """Return flags; where rows are watched, learn in the same wait all that will be asked.
+
+        Args:
+            flags: bool tensors of one value.
+            pairs: row, what `changed` will call its reference, the reference's pixels.
+        """
+        wanted = [torch.stack([flag.to(flags[0].device) for flag in flags])] if flags else []
+        if not self.watched:
+            return [bool(flag) for each in _fetched(wanted) for flag in each]
+        answers = _fetched([*wanted, self._ask_finite(), *self._compared(pairs)])
         if pairs:
-            rows, current, reference = zip(*pairs, strict=True)
-            shares = self._changes(current, reference)
-            self._known |= {(row, None): share for row, share in zip(rows, shares, strict=True)}
+            self._learn(pairs, answers.pop())
+        self._finite = answers.pop()
+        return [bool(flag) for each in answers for flag in each]
 
     def changed(self, row: int, reference: int | None) -> float:
         """Return the share of a row's patches that changed.
 
         Args:
             row: the row.
-            reference: the row that it is held against; None: what `look_ahead` was given.
+            reference: the row that it is held against; None: its stream's reference before the
+                batch.
         """
-        if self.pixels is None or self._changes is None:
+        if self._shares is None:
             raise RuntimeError(
                 "the policy asked for changed(), but has no attribute watches_change = True"
             )
-        known = self._known.get((row, reference))
-        if known is None:
-            if reference is None:
-                return 1.0
-            known = self._changes([self.pixels[row]], [self.pixels[reference]])[0]
-            self._known[row, reference] = known
-        return known
+        if self.pixels is None:
+            raise RuntimeError(
+                "the policy asked for changed(), but the layers were called with other frames "
+                "than the tower's patch embedding: call the whole tower"
+            )
+        if (row, reference) not in self._known and reference is not None:
+            # Only a policy gets here; all else was asked for ahead.
+            pairs = [(row, reference, self.pixels[reference])]
+            self._learn(pairs, _fetched(self._compared(pairs))[0])
+        return self._known.get((row, reference), 1.0)
+
+    def _compared(self, pairs: Sequence[tuple[int, int | None, Tensor]]) -> list[Tensor]:
+        """Return the share of each pair, as one tensor, or nothing where there are no pairs."""
+        if not pairs or self.pixels is None or self._shares is None:
+            return []
+        rows, _, references = zip(*pairs, strict=True)
+        return [self._shares([self.pixels[row] for row in rows], references)]
+
+    def _learn(
+        self, pairs: Sequence[tuple[int, int | None, Tensor]], shares: Sequence[float]
+    ) -> None:
+        for (row, reference, _), share in zip(pairs, shares, strict=True):
+            self._known[row, reference] = share
 
 
 class Streams:
@@ -169,7 +202,7 @@ class Streams:
         self._pools: dict[FrameKind, ReferencePool] = {}
         self._streams: OrderedDict[Hashable, Stream] = OrderedDict()
         self._keeps = config.refresh_interval > 1 or config.policy is not None
-        self._undo: dict[Hashable, tuple[int, int] | None] = {}
+        self._undo: dict[Hashable, tuple[int, int, int] | None] = {}
         self._batch = Counts()
 
     def __len__(self) -> int:
@@ -210,8 +243,7 @@ class Streams:
         Returns:
             A plan for each kind of frame in the batch.
         """
-        self._drop_broken(names)
-        frames.look_ahead([self._pixels(*row) for row in zip(names, frames.kinds, strict=True)])
+        self._look_ahead(names, frames)
         drafts: dict[FrameKind, _Draft] = {}
         for row, (name, kind) in enumerate(zip(names, frames.kinds, strict=True)):
             draft = drafts.get(kind)
@@ -259,7 +291,7 @@ class Streams:
             if before is None:
                 del self._streams[name]
             else:
-                stream.frames, stream.phase = before
+                stream.frames, stream.phase, stream.recent = before
         # Streams that had to go are gone all the same.
         self.counts = self.counts.plus(evictions=self._batch.evictions)
         self._drop_empty_pools()
@@ -272,7 +304,8 @@ class Streams:
 
     def _place(self, row: int, name: Hashable, draft: _Draft, frames: Frames) -> None:
         stream = self._streams.get(name)
-        self._undo.setdefault(name, None if stream is None else (stream.frames, stream.phase))
+        before = None if stream is None else (stream.frames, stream.phase, stream.recent)
+        self._undo.setdefault(name, before)
         if stream is None:
             self._make_place()
             stream = self._streams[name] = Stream(phase=self._phase())
@@ -302,22 +335,33 @@ class Streams:
         self._count(frames=1)
 
     def _refreshes(self, row: int, name: Hashable, stream: Stream, frames: Frames) -> bool:
-        config = self._config
-        if not stream.kept:
+        stream.recent = (stream.recent << 1) & _WINDOW
+        if not stream.kept or self._scheduled(stream):
             return True
+        config, asked = self._config, False
         if config.policy is not None:
             frame = StreamFrame(
                 name, stream.frames, stream.age, lambda: frames.changed(row, stream.row)
             )
-            if config.policy.refreshes(frame):
-                return True
-        elif (stream.frames + stream.phase) % config.refresh_interval == 0:
-            return True
-        limit = config.refresh_on_change
-        if limit is not None and frames.changed(row, stream.row) > limit:
-            self._count(changes=1)
-            return True
-        return False
+            asked = config.policy.refreshes(frame)
+        limit, changed = config.refresh_on_change, False
+        if not asked and limit is not None and frames.watched:
+            changed = frames.changed(row, stream.row) > limit
+        if not asked and not changed:
+            return False
+        allowed = config.allowed_refreshes
+        if allowed is not None and stream.recent.bit_count() >= allowed:
+            self._count(forbidden=1)
+            return False
+        stream.recent |= 1
+        self._count(changes=int(changed))
+        return True
+
+    def _scheduled(self, stream: Stream) -> bool:
+        config = self._config
+        return config.policy is None and (
+            (stream.frames + stream.phase) % config.refresh_interval == 0
+        )
 
     def _phase(self) -> int:
         """Choose how early a new stream refreshes: with as few others as can be."""
@@ -370,26 +414,46 @@ class Streams:
             stream.pool.release(stream.slot)
         stream.pool = stream.finite = stream.pixels = stream.row = None
 
-    def _drop_broken(self, names: Sequence[Hashable]) -> None:
-        """Take away references that have turned out not to be finite."""
+    def _look_ahead(self, names: Sequence[Hashable], frames: Frames) -> None:
+        """Learn all that planning may ask, and take away references that were not finite."""
         asked = {
             id(stream): stream
             for stream in map(self._streams.get, names)
             if stream is not None and stream.finite is not None
         }
         flags = [stream.finite for stream in asked.values() if stream.finite is not None]
-        if not flags:
-            return
-        devices = {flag.device for flag in flags}
-        if len(devices) == 1:
-            answers = torch.stack(flags).tolist()
-        else:
-            answers = [bool(flag) for flag in flags]
+        answers = frames.look_ahead(flags, self._pairs(names, frames))
         for stream, fine in zip(asked.values(), answers, strict=True):
             stream.finite = None
             if not fine:
                 self._release(stream)
                 self._count(rejected=1)
+
+    def _pairs(
+        self, names: Sequence[Hashable], frames: Frames
+    ) -> list[tuple[int, int | None, Tensor]]:
+        """Return each row with all that may be its reference: see `Frames.look_ahead`.
+
+        A frame's reference is less than `refresh_interval` frames back, which bounds them. Under a
+        policy nothing does: there, rows of the same batch are compared when it is asked for.
+        """
+        pixels = frames.pixels
+        if pixels is None or not frames.watched:
+            return []
+        bounded, most = self._config.policy is None, self._config.refresh_interval - 1
+        found: list[tuple[int, int | None, Tensor]] = []
+        earlier: dict[Hashable, list[int]] = {}
+        for row, (name, kind) in enumerate(zip(names, frames.kinds, strict=True)):
+            rows = earlier.setdefault(name, [])
+            held, stream = self._pixels(name, kind), self._streams.get(name)
+            age = 0 if stream is None else stream.age + len(rows) + 1
+            if held is not None and (age <= most or not bounded):
+                found.append((row, None, held))
+            if bounded:
+                near = rows[max(0, len(rows) - most) :]
+                found += [(row, other, pixels[other]) for other in near]
+            rows.append(row)
+        return [pair for pair in found if pair[2].shape == pixels[pair[0]].shape]
 
     def _pixels(self, name: Hashable, kind: FrameKind) -> Tensor | None:
         """Return the pixels of a stream's reference; None: it has none for frames of this kind."""
@@ -422,6 +486,16 @@ class Streams:
 
     def _count(self, **more: int) -> None:
         self._batch = self._batch.plus(**more)
+
+
+def _fetched(parts: Sequence[Tensor]) -> list[list[float]]:
+    """Return what tensors of one dimension hold, with one wait for the device."""
+    if not parts:
+        return []
+    device = parts[-1].device
+    numbers: list[float] = torch.cat([part.to(device, torch.float32) for part in parts]).tolist()
+    ends = list(itertools.accumulate(part.shape[0] for part in parts))
+    return [numbers[end - part.shape[0] : end] for part, end in zip(parts, ends, strict=True)]
 
 
 def _bytes(tensor: Tensor | None) -> int:

@@ -1,0 +1,180 @@
+"""How far frames may change before one is computed whole: the table behind `refresh_on_change`.
+
+    python -m benchmarks.change_threshold CLIP ... --save benchmarks/results/NAME-change
+
+Runs each clip, at five frames a second, and a synthetic pan of 1, 2, 4 and 8 pixels a frame through
+a small SigLIP tower with random weights: on the plain schedule, and with each threshold. Says which
+share of the frames was computed whole, and the cosine to dense of the worst frame and of the mean
+one. All of it is the same on a busy machine. Writes NAME.json and NAME.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from stc_stream.cacher import CacherConfig, attach_cacher
+from stc_stream.comparison import VisionTower
+from stc_stream.report.versions import versions
+from stc_stream.video import open_video
+
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
+PANS = (1, 2, 4, 8)
+FPS = 5
+MOST_FRAMES = 100
+LAYERS, WIDTH, SIDE, PATCH = 6, 192, 224, 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """One clip on one schedule.
+
+    Attributes:
+        clip: its file's name, or the pan's speed.
+        threshold: `refresh_on_change`; None: the plain schedule.
+        frames: how many there were.
+        refreshes: how many were computed whole.
+        worst, mean: cosine of a frame's patches to the dense ones, of the worst frame and of all.
+    """
+
+    clip: str
+    threshold: float | None
+    frames: int
+    refreshes: int
+    worst: float
+    mean: float
+
+    @property
+    def share(self) -> float:
+        """Share of the frames that were computed whole."""
+        return self.refreshes / self.frames
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run all clips, print the table and write its files; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.change_threshold", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("clips", type=Path, nargs="*", metavar="CLIP", help="video files")
+    parser.add_argument("--save", type=Path, metavar="PREFIX", help="write PREFIX.json, PREFIX.md")
+    options = parser.parse_args(arguments)
+    tower = small_tower()
+    rows: list[Row] = []
+    for name, frames in clips(tower, options.clips):
+        rows += measure(tower.module, name, frames)
+        print(f"{name}: {rows[-1].frames} frames", file=sys.stderr)
+    about = {
+        "tower": tower.name,
+        "tokens": tower.tokens,
+        "fps": FPS,
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": versions(),
+    }
+    page = markdown(rows, about)
+    print(page)
+    if options.save is not None:
+        document = {"about": about, "rows": [asdict(row) for row in rows]}
+        text = json.dumps(document, indent=2) + "\n"
+        options.save.with_name(options.save.name + ".json").write_text(text, encoding="utf-8")
+        options.save.with_name(options.save.name + ".md").write_text(page, encoding="utf-8")
+    return 0
+
+
+def small_tower() -> VisionTower:
+    """Return a SigLIP tower of 6 layers of 192 with random weights, the same each time."""
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
+    config = SiglipVisionConfig(
+        num_hidden_layers=LAYERS, image_size=SIDE, patch_size=PATCH, vision_use_head=False, **sizes
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = SiglipVisionModel(config).eval().requires_grad_(False)
+    middle = (0.5, 0.5, 0.5)
+    name = f"SigLIP, {LAYERS} layers of {WIDTH}, {SIDE} pixels, random weights (seed 0)"
+    cpu, float32 = torch.device("cpu"), torch.float32
+    return VisionTower(
+        module, name, False, SIDE, PATCH, WIDTH, LAYERS, middle, middle, cpu, float32
+    )
+
+
+def clips(tower: VisionTower, files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Give the name and the frames, [F, 3, side, side], of each file and each pan."""
+    for file in files:
+        with open_video(file, fps=FPS, frames=MOST_FRAMES) as opened:
+            frames = [tower.pixel_values(tower.square(frame.image)) for frame in opened]
+        yield file.name, torch.cat(frames)
+    for speed in PANS:
+        yield f"pan of {speed} pixels", pan(speed, tower.image_size)
+
+
+def pan(speed: int, side: int, frames: int = 32) -> Tensor:
+    """Return frames of a camera that turns over a still scene, [frames, 3, side, side]."""
+    generator = torch.Generator().manual_seed(0)
+    width = side + speed * (frames - 1)
+    scene = torch.zeros(1, 3, side, width)
+    # As in a photograph, the coarser the detail the stronger.
+    for grain in (4, 8, 16, 32, 64):
+        size = (side // grain + 2, width // grain + 2)
+        noise = torch.randn(1, 3, *size, generator=generator)
+        scene += grain * F.interpolate(noise, (side, width), mode="bicubic")
+    scene /= 2 * scene.std()
+    return torch.stack([scene[0, :, :, speed * n : speed * n + side] for n in range(frames)])
+
+
+@torch.inference_mode()
+def measure(
+    module: torch.nn.Module, clip: str, frames: Tensor, thresholds: Sequence[float] = THRESHOLDS
+) -> list[Row]:
+    """Run frames, [F, 3, side, side], on the plain schedule and with each threshold."""
+    dense = [module(frame[None]).last_hidden_state for frame in frames]
+    rows = []
+    for threshold in (None, *thresholds):
+        with attach_cacher(module, CacherConfig(refresh_on_change=threshold)) as cacher:
+            cosines = [
+                float(F.cosine_similarity(module(frame[None]).last_hidden_state, whole, -1).mean())
+                for frame, whole in zip(frames, dense, strict=True)
+            ]
+            refreshes = cacher.stats.refreshes
+        worst, mean = min(cosines), statistics.mean(cosines)
+        rows.append(Row(clip, threshold, len(frames), refreshes, worst, mean))
+    return rows
+
+
+def markdown(rows: Sequence[Row], about: dict[str, Any]) -> str:
+    """Return the table: a line a clip, a column a schedule."""
+    thresholds = list(dict.fromkeys(row.threshold for row in rows))
+    heads = ["plain" if each is None else f"τ {each:g}" for each in thresholds]
+    lines = [
+        "# Share of frames computed whole, and worst / mean cosine to dense",
+        "",
+        f"{about['tower']}; {about['fps']} frames a second; r = 0.25, N = 4; τ is "
+        "`refresh_on_change`.",
+        "",
+        "| clip | frames | " + " | ".join(heads) + " |",
+        "|---|---|" + "---|" * len(heads),
+    ]
+    for clip in dict.fromkeys(row.clip for row in rows):
+        of = {row.threshold: row for row in rows if row.clip == clip}
+        found = [of[threshold] for threshold in thresholds]
+        cells = [f"{row.share:.2f}, {row.worst:.3f} / {row.mean:.3f}" for row in found]
+        lines.append(f"| {clip} | {found[0].frames} | " + " | ".join(cells) + " |")
+    made_with = ", ".join(
+        f"{name} {number}" for name, number in about["versions"].items() if number
+    )
+    return "\n".join([*lines, "", f"{about['system']}; {made_with}.", ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
