@@ -1,21 +1,24 @@
 """How far frames may change before one is computed whole: the table behind `refresh_on_change`.
 
     python -m benchmarks.change_threshold CLIP ... --save benchmarks/results/NAME-change
+    python -m benchmarks.change_threshold --cost    # what looking for changes takes
 
 Runs each clip, at five frames a second, and a synthetic pan of 1, 2, 4 and 8 pixels a frame through
 a small SigLIP tower with random weights: on the plain schedule, and with each threshold. Says which
 share of the frames was computed whole, and the cosine to dense of the worst frame and of the mean
-one. All of it is the same on a busy machine. Writes NAME.json and NAME.md.
+one. All of it is the same on a busy machine. Writes NAME.json and NAME.md. `--cost` times the
+decision with and without looking at pixels, in turns in one process, against a selective frame.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +28,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from stc_stream.benchmark.sides import shared_copy
 from stc_stream.cacher import CacherConfig, attach_cacher
-from stc_stream.comparison import VisionTower
+from stc_stream.cacher.schedule import Streams
+from stc_stream.comparison import GEOMETRIES, VisionTower, build_tower
+from stc_stream.report.document import machine
 from stc_stream.report.versions import versions
 from stc_stream.video import open_video
 
@@ -69,7 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("clips", type=Path, nargs="*", metavar="CLIP", help="video files")
     parser.add_argument("--save", type=Path, metavar="PREFIX", help="write PREFIX.json, PREFIX.md")
+    parser.add_argument("--cost", action="store_true", help="time the decision, run no clips")
     options = parser.parse_args(arguments)
+    if options.cost:
+        for geometry in ("siglip-base", "siglip-so400m"):
+            print(cost(geometry), flush=True)
+        return 0
     tower = small_tower()
     rows: list[Row] = []
     for name, frames in clips(tower, options.clips):
@@ -79,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "tower": tower.name,
         "tokens": tower.tokens,
         "fps": FPS,
-        "system": f"{platform.system()} {platform.machine()}",
+        "machine": machine(tower),
         "versions": versions(),
     }
     page = markdown(rows, about)
@@ -152,6 +163,74 @@ def measure(
     return rows
 
 
+@torch.inference_mode()
+def cost(geometry: str, rounds: int = 15, layers: int = 2) -> str:
+    """Say what the decision about one frame takes, against a selective frame of all layers.
+
+    One layer's time is that of the last of `layers`; a frame is as many of them as the tower has.
+    """
+    tower = build_tower(geometry, layers=layers, device="cpu", dtype="float32")
+    depth = GEOMETRIES[geometry].layers
+    frames = torch.randn(4, 3, tower.image_size, tower.image_size)
+    spent: dict[bool, list[float]] = {False: [], True: []}
+    frame_seconds = []
+    with ExitStack() as stack:
+        cachers = {}
+        for watches in spent:
+            module = shared_copy(tower.module)
+            config = CacherConfig(refresh_interval=10**6, refresh_on_change=1 if watches else None)
+            cachers[watches] = (module, stack.enter_context(attach_cacher(module, config)))
+            module(frames[:1])
+        for number in range(rounds):
+            for watches, (module, cacher) in cachers.items():
+                clock = _Clock(cacher.tower.layers, cacher._streams)
+                with clock:
+                    module(frames[number % 4][None])
+                spent[watches].append(clock.planning)
+                frame_seconds.append(depth * clock.layer)
+    # The least of the rounds: nothing else on the machine makes anything faster.
+    extra, frame = min(spent[True]) - min(spent[False]), min(frame_seconds)
+    return (
+        f"{tower.name}: {1e6 * extra:.0f} µs a frame, {100 * extra / frame:.2f}% of a selective "
+        f"frame's {1e3 * frame:.0f} ms ({torch.get_num_threads()} threads, float32)"
+    )
+
+
+class _Clock:
+    """Times the planning of a forward, and its last layer."""
+
+    def __init__(self, layers: Sequence[Any], streams: Streams) -> None:
+        self.planning = self.layer = 0.0
+        self._layer, self._streams = layers[-1].module, streams
+        self._started = 0.0
+
+    def __enter__(self) -> None:
+        plan = self._streams.plan
+
+        def timed(*given: Any) -> Any:
+            start = time.perf_counter()
+            plans = plan(*given)
+            self.planning = time.perf_counter() - start
+            return plans
+
+        self._streams.plan = timed
+        self._hooks = (
+            self._layer.register_forward_pre_hook(self._start),
+            self._layer.register_forward_hook(self._stop),
+        )
+
+    def __exit__(self, *error: object) -> None:
+        del self._streams.plan
+        for hook in self._hooks:
+            hook.remove()
+
+    def _start(self, *given: object) -> None:
+        self._started = time.perf_counter()
+
+    def _stop(self, *given: object) -> None:
+        self.layer = time.perf_counter() - self._started
+
+
 def markdown(rows: Sequence[Row], about: dict[str, Any]) -> str:
     """Return the table: a line a clip, a column a schedule."""
     thresholds = list(dict.fromkeys(row.threshold for row in rows))
@@ -173,7 +252,7 @@ def markdown(rows: Sequence[Row], about: dict[str, Any]) -> str:
     made_with = ", ".join(
         f"{name} {number}" for name, number in about["versions"].items() if number
     )
-    return "\n".join([*lines, "", f"{about['system']}; {made_with}.", ""])
+    return "\n".join([*lines, "", f"{about['machine']['processor']}; {made_with}.", ""])
 
 
 if __name__ == "__main__":

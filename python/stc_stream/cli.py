@@ -195,6 +195,13 @@ def stc(context: click.Context, version: bool) -> None:
     help="Every so many frames, one is computed whole.",
 )
 @click.option(
+    "--refresh-on-change",
+    type=_FiniteRange(0, 1, min_open=True),
+    default=0.5,
+    show_default=True,
+    help="A frame is computed whole when more than this share of its patches changed; 1: never.",
+)
+@click.option(
     "--tokens-per-frame",
     type=click.IntRange(1),
     help="Tokens of a frame that the Pruner keeps.  [default: a quarter]",
@@ -235,6 +242,7 @@ def stream(
     model: str | None,
     update_ratio: float,
     refresh_interval: int,
+    refresh_on_change: float,
     tokens_per_frame: int | None,
     frames: int | None,
     fps: float | None,
@@ -265,9 +273,12 @@ def stream(
             _fail(str(error))
         stack.enter_context(opened)
 
-        comparison = _comparison(
-            model, device, dtype, update_ratio, refresh_interval, tokens_per_frame
-        )
+        settings = {
+            "update_ratio": update_ratio,
+            "refresh_interval": refresh_interval,
+            "refresh_on_change": refresh_on_change,
+        }
+        comparison = _comparison(model, device, dtype, settings, tokens_per_frame)
         stack.enter_context(comparison)
         from stc_stream.report.gallery import Gallery
 
@@ -545,8 +556,7 @@ def _comparison(
     model: str | None,
     device: str,
     dtype: str,
-    update_ratio: float,
-    refresh_interval: int,
+    settings: dict[str, Any],
     tokens_per_frame: int | None,
 ) -> StreamComparison:
     _kernels()
@@ -556,9 +566,9 @@ def _comparison(
 
     try:
         tower = load_tower(model, device=device, dtype=dtype)
-        cacher = CacherConfig(update_ratio=update_ratio, refresh_interval=refresh_interval)
         _check_tokens(tower, tokens_per_frame)
-        return StreamComparison(tower, cacher, PrunerConfig.paper(tokens_per_frame))
+        cacher, pruner = CacherConfig(**settings), PrunerConfig.paper(tokens_per_frame)
+        return StreamComparison(tower, cacher, pruner)
     except ModelError as error:
         _fail(str(error))
     except ValueError as error:
@@ -641,6 +651,8 @@ def _show(run: StreamRun, console: Console) -> None:
             "The weights are random: latency is a trained tower's, the cosine is not.", style="dim"
         )
     console.print(verdict(run), style="bold", highlight=False, soft_wrap=True)
+    if run.moving_camera is not None:
+        console.print(f"{run.moving_camera}.", highlight=False, soft_wrap=True)
     sys.stdout.flush()
     for warning in run.warnings:
         _say(f"warning: {run.source}: {warning}")

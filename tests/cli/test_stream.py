@@ -14,6 +14,7 @@ from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import jsonschema
 import numpy as np
 import pytest
@@ -62,7 +63,9 @@ def test_json_is_as_its_schema_says(
     stc: Stc, tiny_model: Path, video: Path, tmp_path: Path
 ) -> None:
     document = tmp_path / "numbers.json"
-    options = ("--model", tiny_model, "--refresh-interval", 3, "--tokens-per-frame", 5)
+    # Every frame is of another brightness; the plain schedule is asked for.
+    options = ("--model", tiny_model, "--refresh-interval", 3, "--refresh-on-change", 1)
+    options = (*options, "--tokens-per-frame", 5)
     assert stc("stream", video, *options, "--fps", 2, "--json", document).code == 0
     numbers = json.loads(document.read_text())
     jsonschema.Draft202012Validator.check_schema(stream_schema())
@@ -70,6 +73,8 @@ def test_json_is_as_its_schema_says(
     assert numbers["complete"]
     assert numbers["source"] == {"name": "grey.mp4", "fps": 2}
     assert numbers["config"]["cacher"]["refresh_interval"] == 3
+    assert numbers["config"]["cacher"]["refresh_on_change"] == 1
+    assert numbers["config"]["cacher"]["max_refresh_ratio"] is None
     assert [frame["index"] for frame in numbers["frames"]] == [0, 2, 4, 6]
     assert [frame["refreshed"] for frame in numbers["frames"]] == [True, False, False, True]
     assert {frame["tokens_kept"] for frame in numbers["frames"]} == {5}
@@ -194,6 +199,30 @@ def test_a_cut_video_streams_with_a_warning(
     assert f"ends at frame {numbers['frames'][-1]['index']}" in numbers["warnings"][-1]
 
 
+def test_a_moving_camera_is_told(stc: Stc, tiny_model: Path, tmp_path: Path) -> None:
+    moving, document = tmp_path / "moving.mp4", tmp_path / "numbers.json"
+    draw = np.random.default_rng(5)
+    with av.open(str(moving), "w") as container:
+        stream = container.add_stream("libx264", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for _ in range(18):
+            blocks = draw.integers(0, 256, (4, 4, 3), np.uint8).repeat(16, 0).repeat(16, 1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(blocks, format="rgb24")))
+        container.mux(stream.encode())
+    told = "moving camera: 18 of 18 frames refreshed, little to save here."
+    outcome = stc(
+        *("stream", moving, "--model", tiny_model),
+        *("--json", document, "--report", tmp_path / "report"),
+    )
+    assert outcome.code == 0
+    assert told in outcome.out
+    assert told in (tmp_path / "report" / "index.html").read_text()
+    settings = json.loads(document.read_text())["config"]["cacher"]
+    assert settings["refresh_on_change"] == CacherConfig().refresh_on_change
+    plain = stc("stream", moving, "--model", tiny_model, "--refresh-on-change", 1)
+    assert "moving camera" not in plain.out
+
+
 def test_frames_that_make_no_number_are_null_in_json(
     stc: Stc, tiny_model: Path, video: Path, tmp_path: Path
 ) -> None:
@@ -202,6 +231,7 @@ def test_frames_that_make_no_number_are_null_in_json(
     model.save_pretrained(tmp_path / "nan")
     document, report = tmp_path / "numbers.json", tmp_path / "report"
     options = ("--model", tmp_path / "nan", "--json", document, "--report", report)
+    options = (*options, "--refresh-on-change", 1)
     outcome = stc("stream", video, *options)
     assert outcome.code == 0
     assert "not a number" in outcome.out
@@ -223,6 +253,7 @@ def test_frames_that_make_no_number_are_null_in_json(
         (("VIDEO", "--update-ratio", "1.5"), "'--update-ratio': 1.5 is not in the range"),
         (("VIDEO", "--update-ratio", "nan"), "'--update-ratio': nan is not a finite number"),
         (("VIDEO", "--refresh-interval", "0"), "'--refresh-interval': 0 is not in the range x>=1"),
+        (("VIDEO", "--refresh-on-change", "0"), "'--refresh-on-change': 0.0 is not in the range"),
         (("VIDEO", "--tokens-per-frame", "0"), "'--tokens-per-frame': 0 is not in the range x>=1"),
         (("VIDEO", "--tokens-per-frame", "17"), "--tokens-per-frame must be at most 16"),
         (("VIDEO", "--frames", "0"), "'--frames': 0 is not in the range x>=1"),

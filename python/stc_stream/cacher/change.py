@@ -13,6 +13,11 @@ from torch.nn import functional
 
 CHANGED = 0.25
 """A patch has changed when it differs by more than this share of the reference's contrast."""
+FAINT = 0.1
+"""Less contrast counts as this much: what noise does to a dark or an empty picture is no change.
+
+In the units of a tower's input, where a picture's whole range is 2 to 4.5.
+"""
 _AT_ONCE = 16
 
 
@@ -115,7 +120,8 @@ class PixelWatch:
         else:
             patches = functional.avg_pool2d(difference.mean(dim=1), self._patch).flatten(1)
         # What cannot be compared has changed.
-        return (~(patches <= CHANGED * contrast[:, None])).float().mean(dim=1)
+        limit = CHANGED * contrast.clamp(min=FAINT)
+        return (~(patches <= limit[:, None])).float().mean(dim=1)
 
     def _remember(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._last.size = tuple(inputs[0].shape[-2:]) if inputs else None

@@ -27,11 +27,12 @@ class StreamFrame:
         """Return the share of patches that changed since the reference, 0 to 1.
 
         A patch has changed when its pixels differ, on average, by more than a quarter of how much
-        the reference frame's pixels differ from their mean. Asking waits for the device to have
-        finished the patch embedding of the batch.
+        the reference frame's pixels differ from their mean. Asking about a reference in the same
+        batch waits for the device.
 
         Raises:
-            RuntimeError: the policy has no `watches_change = True`, so pixels are not kept.
+            RuntimeError: the policy has no `watches_change = True`, so pixels are not kept; or the
+                layers were called without the tower's patch embedding.
         """
         return self._change()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from stc_stream.cacher import CacherConfig
+from stc_stream.cacher.change import moving_camera
 from stc_stream.comparison import Fidelity, FrameNumbers, Summary, VisionTower, summarise
 from stc_stream.pruner import PrunerConfig
 
@@ -40,3 +41,10 @@ class StreamRun:
     def summary(self) -> Summary:
         """The numbers over all frames."""
         return summarise(self.frames, self.tower.tokens)
+
+    @property
+    def moving_camera(self) -> str | None:
+        """Say that the camera moves, so that there is little to save; None: it doesn't."""
+        whole = [number for number, frame in enumerate(self.frames) if frame.refreshed]
+        changes = sum(number % self.cacher.refresh_interval > 0 for number in whole)
+        return moving_camera(len(self.frames), len(whole), changes)
