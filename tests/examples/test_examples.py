@@ -52,7 +52,7 @@ def test_stream_features_of_the_sample_clip(tmp_path):
         "selective",
     ]
     assert all(line.endswith("kept 49") for line in frames)
-    # Two whole frames of 196 tokens, four of 49; float32: 4 layers × 3 × 196 × 192, 3 × 224² pixels.
+    # Two whole frames of 196 tokens, four of 49; 4 layers × 3 × 196 × 192, and 3 × 224² pixels.
     assert summary == (
         "6 frames, 2 of them refreshes; 588 tokens recomputed, 588 reused; "
         "2.4 MB of references for 1 stream"
