@@ -95,7 +95,7 @@ def headline() -> list[str]:
             f"**{saved}** (cap {at_best})",
         ),
         (
-            "`make demo`: SigLIP-base size, the sample clip, a frame",
+            "SigLIP-base size, the sample clip on the plain schedule, a frame",
             f"{dense:.0f} ms dense, eager",
             f"{ours:.0f} ms",
             f"**{_percent(dense / ours)}**",
