@@ -235,7 +235,7 @@ def test_a_threshold_that_chooses_others_each_time_compiles_nothing_anew(make_to
         return module.forward
 
     compiled = torch.compile(tower, backend=backend)
-    config = CacherConfig(threshold=0.95, update_ratio=1.0, refresh_interval=100)
+    config = CacherConfig.paper(threshold=0.95, update_ratio=1.0, refresh_interval=100)
     with attach_cacher(tower, config) as cacher:
         recomputed, counts = [], []
         for rows in range(0, 96, 8):

@@ -171,7 +171,7 @@ def test_a_batch_that_is_refused_costs_no_stream_anything(make_tower, make_clip)
 
 def test_a_name_that_compares_by_identity_is_refused(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(1)
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         for name in (torch.tensor(3), ("rack", torch.zeros(2)), object()):
             with pytest.raises(TypeError, match="compare by value"), cacher.streams([name]):
                 features(tower, clip)
@@ -184,7 +184,7 @@ def test_a_name_that_compares_by_identity_is_refused(make_tower, make_clip):
 def test_names_that_are_equal_are_one_stream(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(3)
     with (
-        attach_cacher(tower) as cacher,
+        attach_cacher(tower, CacherConfig.paper()) as cacher,
         cacher.streams([7, np.int64(7), ("rack", uuid.UUID(int=1))]),
     ):
         features(tower, clip)
@@ -219,7 +219,7 @@ def test_after_a_name_every_forward_needs_one(make_tower, make_clip):
 
 def test_a_reset_inside_named_streams_keeps_to_names(make_tower, make_clip):
     tower, clip = make_tower(), make_clip(2)
-    with attach_cacher(tower) as cacher:
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
         with cacher.streams(["door"]):
             cacher.reset()
             features(tower, clip[:1])
