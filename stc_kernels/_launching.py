@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 from torch.library import wrap_triton
 
+from stc_kernels._parsing import parse_undisturbed
 from stc_kernels._sizes import known
+
+# Every launch, and whatever compiles a kernel without one, comes after the import of this module.
+parse_undisturbed()
 
 # So many tokens' keys a warp holds in registers while it chooses among them.
 _TOKENS_PER_WARP = 512

@@ -147,6 +147,7 @@ def mapping_flags(address: int) -> list[str]:
     raise AssertionError(f"{address:#x} is in no mapping")
 
 
+@pytest.mark.alone  # memory that had been advised once is given out again as it was
 @pytest.mark.skipif(
     not os.path.exists("/sys/kernel/mm/transparent_hugepage") or not os.path.exists("/proc/self"),
     reason="no huge pages here",
@@ -169,6 +170,7 @@ def resident_bytes() -> int:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc to read memory from")
 def test_memory_is_flat_over_ten_thousand_calls():
     # Twelve calls a round, and an error: a leak of one tensor a call would be 23 MB.
