@@ -27,14 +27,14 @@ help:  ## list the targets
 demo: $(VENV)/installed  ## stream the sample clip with and without STC, and write a report
 	$(BIN)/stc stream --report $(REPORT) $(STREAM_ARGS)
 
-test: $(VENV)/installed-dev  ## run all tests
+test: $(VENV)/installed-dev  ## run the tests: of large grids a part
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
 # Triton's own pin is the one that torch asks for; its newest lies beside it, on a path of its own.
-test-full: $(VENV)/installed-dev  ## run all tests, then Triton's with the newest Triton
-	$(BIN)/python -m pytest $(TEST_ARGS)
+test-full: $(VENV)/installed-dev  ## run all tests and whole grids, then Triton's with its newest version
+	$(BIN)/python -m pytest --full $(TEST_ARGS)
 	$(PIP) install --quiet --upgrade --no-deps --target $(NEWEST_TRITON) triton
-	PYTHONPATH=$(NEWEST_TRITON) $(BIN)/python -m pytest tests/interpret
+	PYTHONPATH=$(NEWEST_TRITON) $(BIN)/python -m pytest --full tests/interpret
 
 check-pins: $(VENV)/ready  ## resolve constraints.txt against PyPI for every Python, without downloading
 	.ci/check-pins $(BIN)/python
@@ -96,6 +96,8 @@ $(VENV)/installed: $(VENV)/ready pyproject.toml $(SOURCES)
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[video]'
 	@touch $@
 
+# timm lies beside the environment: next to a torch for CPUs, its torchvision would break transformers.
 $(VENV)/installed-dev: constraints.txt pyproject.toml | $(VENV)/installed
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	$(PIP) install --quiet --constraint constraints.txt --no-deps --upgrade --target $(VENV)/timm timm torchvision
 	@touch $@

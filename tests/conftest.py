@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import sys
 import zlib
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,6 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--seed") is None:
         config.option.seed = random.randrange(2**31)
+    _choose_examples(full=config.getoption("--full"))
+    _find_timm()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -89,6 +93,36 @@ def browser() -> str:
     path = _browser()
     assert path is not None, "mark the test with `browser`, so that it skips where there is none"
     return path
+
+
+def _choose_examples(*, full: bool) -> None:
+    """Say how many examples a test of hypothesis tries that doesn't say so itself."""
+    if find_spec("hypothesis") is not None:
+        from hypothesis import settings
+
+        settings.register_profile("stc", max_examples=250 if full else 50)
+        settings.load_profile("stc")
+
+
+def _find_timm() -> None:
+    """Put timm and torchvision on the path, from the folder where the Makefile installs them.
+
+    Beside a torch for CPUs the compiled part of PyPI's torchvision does not load. Without the
+    schemas of its ops it is not imported either, nor is transformers, which asks for it once it is
+    installed: so both are kept out of the environment, and the schemas are declared here.
+    """
+    folder = Path(sys.prefix, "timm")
+    if not folder.is_dir():
+        return
+    sys.path.append(str(folder))
+    import torch
+
+    try:
+        torch.ops.load_library(folder / "torchvision/_C.so")
+    except OSError:
+        boxes = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        for op in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{op}", boxes)
 
 
 def _has_gpu() -> bool:

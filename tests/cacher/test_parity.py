@@ -183,15 +183,23 @@ def test_a_still_scene_is_dense(make_tower, make_clip):
     torch.testing.assert_close(ours, dense, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.3), (torch.float16, 0.04)])
-def test_half_precision_stays_close(make_tower, make_clip, dtype, tolerance):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_close_as_dense(make_tower, make_clip, dtype):
     tower, clip = make_tower(), make_clip(6)
     config = CacherConfig.paper(update_ratio=1.0, refresh_interval=3)
-    with torch.no_grad(), attach_cacher(tower, config):
-        whole = tower(clip).last_hidden_state
-        half = tower.to(dtype)(clip).last_hidden_state
-    assert half.dtype == dtype
-    torch.testing.assert_close(half.float(), whole, rtol=0, atol=tolerance)
+    tower, clip = tower.to(dtype), clip.to(dtype)
+    with torch.no_grad():
+        dense = tower(clip).last_hidden_state
+        with attach_cacher(tower, config):
+            ours = tower(clip).last_hidden_state
+        exact = tower.double()(clip.double()).last_hidden_state
+    assert ours.dtype == dtype
+
+    # What rounding does to single values is chance; to all of them it is not.
+    def error(state):
+        return (state.double() - exact).square().mean().sqrt()
+
+    assert 0 < error(ours) <= 1.1 * error(dense)
 
 
 def test_autocast_is_dense_under_autocast(make_tower, make_clip):

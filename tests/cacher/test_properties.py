@@ -62,7 +62,6 @@ def scene(make_tower, make_clip, seed):
 
 
 @settings(
-    max_examples=250,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
 )

@@ -13,7 +13,6 @@ import torch
 
 from stc_stream import CacherConfig, attach_cacher
 
-FRAMES = 20_000
 STREAMS = 50
 
 
@@ -22,9 +21,9 @@ def _resident() -> int:
         return int(statm.read().split()[1]) * resource.getpagesize()
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("frames", [2_000, pytest.param(20_000, marks=pytest.mark.full)])
 @pytest.mark.parametrize("limits", [{}, {"max_streams": 20}])
-def test_twenty_thousand_frames_of_fifty_streams(make_tower, seed, limits):
+def test_many_frames_of_fifty_streams(make_tower, seed, limits, frames):
     tower = make_tower(num_hidden_layers=1, image_size=24)
     draw = random.Random(seed)
     clip = torch.randn(64, 3, 24, 24, generator=torch.Generator().manual_seed(seed))
@@ -44,7 +43,7 @@ def test_twenty_thousand_frames_of_fifty_streams(make_tower, seed, limits):
                 seen[name] += 1
             done += len(names)
 
-        while done < FRAMES - STREAMS:
+        while done < frames - STREAMS:
             feed(draw.choices(cameras, k=25))
             if draw.random() < 0.1:
                 # One that had to go for another is not known any more.
@@ -52,7 +51,7 @@ def test_twenty_thousand_frames_of_fifty_streams(make_tower, seed, limits):
                     gone = draw.choice(cameras)
                     seen[gone] = 0
                     cacher.reset(gone)
-            if done == FRAMES // 4:
+            if done == frames // 4:
                 gc.collect()
                 warm = _resident(), len(gc.get_objects())
         feed(cameras)
@@ -61,7 +60,7 @@ def test_twenty_thousand_frames_of_fifty_streams(make_tower, seed, limits):
         assert warm is not None
         assert _resident() - warm[0] < 16 << 20
         assert len(gc.get_objects()) - warm[1] < 2000
-    assert stats.frames == FRAMES
+    assert stats.frames == frames
     if limits:
         assert stats.refreshes > refreshes and stats.evictions > 0 and stats.streams == 20
     else:

@@ -54,7 +54,6 @@ def test_tables_a_verdict_and_both_files(stc: Stc, tiny_model: Path, tmp_path: P
     assert (outcome.code, outcome.err) == (0, "")
     for words in ("2 layers", "with STC, ms a frame", "cosine to dense", "needs a CUDA GPU"):
         assert words in outcome.out
-    assert "STC wins at" in outcome.out
     assert max(map(len, outcome.out.splitlines()[1:-2])) <= 80
     assert ElementTree.parse(figure).getroot().tag.endswith("svg")
 
@@ -70,6 +69,7 @@ def test_tables_a_verdict_and_both_files(stc: Stc, tiny_model: Path, tmp_path: P
     }
     assert settings == {(s, r, 3) for s in (1, 3) for r in (0.1, 0.25, 0.5)}
     assert numbers["rounds"] == [{"streams": 1, "rounds": 2}, {"streams": 3, "rounds": 2}]
+    assert said_to_win(numbers) in outcome.out
     for setting in numbers["settings"]:
         assert setting["cycle"]["min"] <= setting["cycle"]["median"]
         assert setting["saved"] == pytest.approx(1 - 1 / setting["times_faster"])
@@ -77,6 +77,15 @@ def test_tables_a_verdict_and_both_files(stc: Stc, tiny_model: Path, tmp_path: P
     first = numbers["settings"][0]
     least = (first["refresh"]["min"] + 2 * first["selective"]["min"]) / 3
     assert first["cycle"]["min"] == pytest.approx(least)
+
+
+def said_to_win(numbers: dict) -> str:
+    """Return the verdict's first words, counted from the document."""
+    wins = [
+        setting["times_faster"] > 1 and setting["times_faster_min"] > 1
+        for setting in numbers["settings"]
+    ]
+    return f"STC wins at {sum(wins) or 'none'} of {len(wins)} settings on this machine"
 
 
 def test_every_field_of_the_json_is_documented() -> None:
@@ -260,7 +269,7 @@ def test_ctrl_c_leaves_what_there_is(tiny_model: Path, tmp_path: Path) -> None:
     assert not numbers["complete"]
     assert numbers["rounds"][0]["rounds"] >= 2
     assert numbers["fidelity"] == []
-    assert "STC wins at" in out
+    assert said_to_win(numbers) in out
 
 
 def test_ctrl_c_before_the_first_round_is_one_line(

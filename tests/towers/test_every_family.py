@@ -16,6 +16,9 @@ from stc_stream.towers import read_tower
 
 STREAMS = ["door", "yard", "door", "door", "yard", "door"]
 
+# Plain, packed with windows, fused projections, and states that another class collects.
+SOME = ("SigLIP", "Qwen2.5-VL", "timm's shape", "LLaVA's CLIP")
+
 
 @pytest.fixture
 def frames(family, seed):
@@ -116,6 +119,14 @@ def test_two_towers_at_once(family, tower, frames, seed):
         assert first.stats.frames == second.stats.frames == 3
 
 
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(each, id=each.name, marks=() if each.name in SOME else pytest.mark.full)
+        for each in FAMILIES
+    ],
+    indirect=True,
+)
 def test_sixteen_threads_with_a_stream_each(family, tower, seed):
     if family.name == "LLaVA's CLIP" and collects_by_swapping():
         pytest.skip(f"transformers {transformers.__version__} collects states in one thread only")
