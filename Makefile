@@ -33,8 +33,10 @@ test: $(VENV)/installed-dev  ## run the tests: of large grids a part
 # Triton's own pin is the one that torch asks for; its newest lies beside it, on a path of its own.
 test-full: $(VENV)/installed-dev  ## run all tests and whole grids, then Triton's with its newest version
 	$(BIN)/python -m pytest --full $(TEST_ARGS)
+ifeq ($(shell uname -sm),Linux x86_64)
 	$(PIP) install --quiet --upgrade --no-deps --target $(NEWEST_TRITON) triton
 	PYTHONPATH=$(NEWEST_TRITON) $(BIN)/python -m pytest --full tests/interpret
+endif
 
 check-pins: $(VENV)/ready  ## resolve constraints.txt against PyPI for every Python, without downloading
 	.ci/check-pins $(BIN)/python

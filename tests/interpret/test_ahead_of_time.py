@@ -25,7 +25,11 @@ SOME = {
 @pytest.mark.parametrize(
     ("target", "dtype"),
     [
-        pytest.param(*each, marks=() if each in SOME else pytest.mark.full)
+        pytest.param(
+            *each,
+            id=f"{each[0]}-{str(each[1])[6:]}",
+            marks=() if each in SOME else pytest.mark.full,
+        )
         for each in product(ahead_of_time.TARGETS, ahead_of_time.DTYPES)
     ],
 )
