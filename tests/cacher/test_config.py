@@ -44,10 +44,10 @@ def test_defaults_and_frozen():
     }
     assert changed == {
         *("update_ratio", "refresh_interval", "metric", "refresh_on_change"),
-        *("stagger", "reference_keys", "cuda_graph"),
+        *("stagger", "reference_keys", "cuda_graph", "self_check"),
     }
     assert config.refresh_on_change == 0.5 and config.reference_keys == "full"
-    assert not config.stagger and not config.cuda_graph
+    assert not config.stagger and not config.cuda_graph and config.self_check
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.update_ratio = 0.5
 

@@ -149,7 +149,7 @@ def test_what_cannot_be_captured_runs_eagerly_with_one_warning(make_tower, make_
 def test_hooks_inside_a_layer_are_not_left_out(make_tower, make_clip):
     tower, clip, seen = make_tower(), make_clip(6), []
     tower.encoder.layers[1].mlp.fc1.register_forward_hook(lambda m, i, o: seen.append(o))
-    config = CacherConfig.paper(refresh_interval=100, **GRAPHS)
+    config = CacherConfig.paper(refresh_interval=100, self_check=False, **GRAPHS)
     with torch.no_grad(), attach(tower, config, Repeats()):
         tower(clip[:1])
         tower(clip[1:2])

@@ -38,6 +38,7 @@ kosmos2 Kosmos2VisionModel
 kosmos2 Kosmos2VisionTransformer
 metaclip_2 MetaClip2VisionModel
 metaclip_2 MetaClip2VisionModelWithProjection
+mlcd MLCDVisionModel
 owlv2 Owlv2VisionModel
 owlv2 Owlv2VisionTransformer
 owlvit OwlViTVisionModel

@@ -156,6 +156,22 @@ def test_timms_other_blocks_are_refused(vision_transformer, settings):
         read_tower(small(vision_transformer.VisionTransformer, **settings))
 
 
+def test_positions_that_layers_share_are_refused(vision_transformer, generator):
+    import timm
+
+    small = {"embed_dim": WIDTH, "depth": 2, "num_heads": HEADS, "img_size": 48, "num_classes": 7}
+    tower = timm.create_model("vit_srelpos_small_patch16_224", **small).eval()
+    frames = torch.randn(3, 3, 48, 48, generator=generator)
+    with torch.no_grad():
+        dense = tower(frames)
+        with (
+            attach_cacher(tower),
+            pytest.raises(ValueError, match="layer 0 .* called with shared_rel_pos, a Tensor"),
+        ):
+            tower(frames)
+        assert torch.equal(tower(frames), dense)
+
+
 def test_timms_other_towers_are_refused(vision_transformer):
     import timm
 

@@ -20,11 +20,12 @@ from stc_stream.cacher.change import PixelWatch, moving_camera
 from stc_stream.cacher.config import CacherConfig
 from stc_stream.cacher.forward import Forward
 from stc_stream.cacher.graphs import GraphStore
-from stc_stream.cacher.layer import QueryValueProjection
 from stc_stream.cacher.modality import Modality, ModelPath, model_paths
 from stc_stream.cacher.record import Recording
 from stc_stream.cacher.references import FrameKind, LayerShape, ReferencePool
+from stc_stream.cacher.refusals import Attached, refuse_copies, refuse_tracing
 from stc_stream.cacher.schedule import Streams
+from stc_stream.cacher.selfcheck import LayerDiffers, SelfCheck
 from stc_stream.stream_names import DEFAULT_STREAM, check_names
 from stc_stream.towers import Entry, Tower, read_tower
 
@@ -48,8 +49,9 @@ def attach_cacher(model: nn.Module, config: CacherConfig | None = None) -> Cache
 
     Raises:
         TypeError: no tower that can be read in `model` (names the families that can), or one
-            whose layers compute something else than their weights say (another patch, an adapter
-            or a hook on a query or value projection); `config` is not a `CacherConfig`.
+            whose layers compute something else than their weights say (another patch, one module
+            in several places); `config` is not a `CacherConfig`. What only shows when the layers
+            run, the first forward raises, and detaches (`CacherConfig.self_check`).
         ValueError: several towers in `model`, or one that has a Cacher.
 
     Source: arXiv 2512.00891, STC-Cacher.
@@ -130,9 +132,6 @@ class Cacher:
         self._warned = False
         self._recomputed = 0
         self._reused = 0
-        self._projections = tuple(
-            QueryValueProjection(layer.query, layer.value) for layer in tower.layers
-        )
         shapes = [LayerShape(x.key.out_features, x.value.out_features) for x in tower.layers]
 
         def make_pool(kind: FrameKind) -> ReferencePool:
@@ -142,6 +141,7 @@ class Cacher:
         self._streams = Streams(config, make_pool)
         self._graphs = GraphStore() if config.cuda_graph else None
         self._patches = self._patch(paths)
+        self._check_layers = SelfCheck(tower, self._layers_densely) if config.self_check else None
         watches = config.refresh_on_change is not None or _watches_change(config)
         self._pixels = PixelWatch(tower.embedding, keep=watches)
 
@@ -235,8 +235,6 @@ class Cacher:
             self._pixels.remove()
             if self._graphs is not None:
                 self._graphs.clear()
-            for projection in self._projections:
-                projection.clear()
 
     def __enter__(self) -> Cacher:
         return self
@@ -257,12 +255,13 @@ class Cacher:
         )
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a tower with a Cacher can't be copied or pickled: detach the Cacher first")
+        refuse_copies()
 
     def _patch(self, paths: Sequence[tuple[Entry, Modality]]) -> tuple[_Patch, ...]:
         entries = self.tower.entries
         if any(isinstance(_method(entry), _Entered) for entry in entries):
             raise ValueError("the tower has a Cacher already: detach that one first")
+        self._refuse_repeated_layers()
         for number, layer in enumerate(self.tower.layers):
             for name, module in layer.unread():
                 change = _change(module)
@@ -276,13 +275,26 @@ class Cacher:
             _Patch(entry.module, entry.method, _Entered(self, _method(entry))) for entry in entries
         ]
         for number, layer in enumerate(self.tower.layers):
-            patches.append(_Patch(layer.module, "forward", partial(self._run_layer, number)))
+            run = Attached(partial(self._run_layer, number))
+            patches.append(_Patch(layer.module, "forward", run))
         for path, modality in paths:
             method = ModelPath(_method(path), modality, self._given)
             patches.append(_Patch(path.module, path.method, method))
         for patch in patches:
             patch.apply()
         return tuple(patches)
+
+    def _refuse_repeated_layers(self) -> None:
+        places: dict[nn.Module, list[int]] = {}
+        for number, layer in enumerate(self.tower.layers):
+            places.setdefault(layer.module, []).append(number)
+        for numbers in places.values():
+            if len(numbers) > 1:
+                raise TypeError(
+                    f"layers {', '.join(map(str, numbers))} of the tower are one module, whose "
+                    "calls a Cacher can't tell apart: give each place a copy of its own "
+                    "(copy.deepcopy)"
+                )
 
     def _encode(
         self,
@@ -302,6 +314,7 @@ class Cacher:
         if scope.modality == "images" and scope.streams is None:
             self._warn_of_images()
             return densely(*args, **kwargs)
+        refuse_tracing()
         grids = self._check(signature, args, kwargs)
         if scope.streams is None:
             self._refuse_without_names()
@@ -313,19 +326,21 @@ class Cacher:
                 self.tower,
                 self.config,
                 self._streams,
-                self._projections,
                 partial(_names, scope.streams, grids),
                 None if grids is None else [(h, w) for t, h, w in grids for _ in range(t)],
                 self._pixels,
                 self._graphs,
                 scope.recording,
+                self._check_layers,
             )
             self._running = True
             try:
                 with self._scoped(forward=forward, within=densely):
                     output = densely(*args, **kwargs)
-            except BaseException:
+            except BaseException as error:
                 forward.roll_back()
+                if isinstance(error, LayerDiffers):
+                    self.detach()
                 raise
             finally:
                 self._running = False
@@ -482,18 +497,16 @@ class _Patch:
             setattr(self.module, self.method, self._before)
 
 
-class _Entered:
-    """An entry of the tower while a Cacher is attached; `torch.compile` leaves it as it is."""
+class _Entered(Attached):
+    """An entry of the tower while a Cacher is attached."""
 
     def __init__(self, cacher: Cacher, densely: Callable[..., Any]) -> None:
-        self._cacher = cacher
-        self._densely = densely
-        self._signature = inspect.signature(densely)
-        disable: Callable[..., Callable[..., Any]] = torch.compiler.disable
-        self._encode = disable(cacher._encode)
+        signature = inspect.signature(densely)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._encode(self._densely, self._signature, args, kwargs)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return cacher._encode(densely, signature, args, kwargs)
+
+        super().__init__(run)
 
 
 def _is_from_transformers(function: object) -> bool:
@@ -517,7 +530,24 @@ def _change(module: nn.Module) -> str | None:
             return f"a forward of its own, {type(module).__name__}'s (an adapter's, say)"
         if module._forward_hooks or module._forward_pre_hooks:
             return "forward hooks"
+        if not _computes_in_parts(module):
+            return f"a weight of class {type(module.weight).__name__} that can't be cut into rows"
     return None
+
+
+def _computes_in_parts(module: nn.Linear) -> bool:
+    """Tell whether some rows of a weight, which may be quantized, can be computed with."""
+    weight = module.weight
+    if type(weight) in (Tensor, nn.Parameter):
+        return True
+    tokens = torch.zeros(1, module.in_features, dtype=weight.dtype, device=weight.device)
+    try:
+        with torch.no_grad():
+            nn.functional.linear(tokens, weight[: module.out_features // 3])
+    except Exception:
+        # Each class of tensors raises its own error for what it does not know.
+        return False
+    return True
 
 
 def _watches_change(config: CacherConfig) -> bool:

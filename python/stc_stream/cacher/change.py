@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from stc_stream.cacher.refusals import Attached
 
 CHANGED = 0.25
 """A patch has changed when it differs by more than this share of the reference's contrast."""
@@ -48,26 +50,37 @@ class PixelWatch:
         self._warned = False
         self._patch = embedding.kernel_size if isinstance(embedding, nn.Conv2d) else None
         self._last = threading.local()
-        disable: Callable[..., Callable[..., None]] = torch.compiler.disable
-        self._hook = embedding.register_forward_pre_hook(disable(self._remember))
+        self._hook = embedding.register_forward_pre_hook(Attached(self._remember))
 
     def remove(self) -> None:
         """Stop watching."""
         self._hook.remove()
         self._last = threading.local()
 
-    def grid(self, patches: int) -> tuple[int, int] | None:
+    def grid(self, frames: int, patches: int) -> tuple[int, int] | None:
         """Return rows and columns of the batch's frames; None: the embedding does not tell.
 
         Args:
-            patches: how many a frame has.
+            frames: how many the layers were called with.
+            patches: how many each has.
+
+        Raises:
+            ValueError: the layers were called with parts of the embedding's frames.
         """
         size: tuple[int, ...] | None = getattr(self._last, "size", None)
         self._last.size = None
         if size is None or self._patch is None:
             return None
-        rows, columns = (side // patch for side, patch in zip(size, self._patch, strict=True))
-        return (rows, columns) if rows * columns == patches else None
+        rows, columns = (side // patch for side, patch in zip(size[1:], self._patch, strict=True))
+        if rows * columns == patches:
+            return rows, columns
+        if frames * patches == size[0] * rows * columns:
+            raise ValueError(
+                f"the layers were called with {frames} rows of {patches} patches for {size[0]} "
+                f"frames of {rows * columns}: a tower that cuts its frames into windows, which a "
+                "Cacher would take for frames, can't have one"
+            )
+        return None
 
     def take(self, sizes: Sequence[int]) -> list[Tensor] | None:
         """Return the pixels of each frame of the batch, as `shares` compares them.
@@ -124,6 +137,6 @@ class PixelWatch:
         return (~(patches <= limit[:, None])).float().mean(dim=1)
 
     def _remember(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._last.size = tuple(inputs[0].shape[-2:]) if inputs else None
+        self._last.size = (len(inputs[0]), *inputs[0].shape[-2:]) if inputs else None
         if self.keeps:
             self._last.pixels = inputs[0].detach() if inputs else None

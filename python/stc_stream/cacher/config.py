@@ -49,6 +49,9 @@ class CacherConfig:
         reference_keys: "full" holds reference keys as they are; "int8" in 8 bits with a scale a
             token. They only rank the tokens.
         cuda_graph: capture whole batches in CUDA graphs and replay them, where that is possible.
+        self_check: when a layer first runs with the Cacher, compute its own forward besides and
+            compare, so that a tower that is not what it seems is refused. Costs one dense batch,
+            once.
 
     Raises:
         ValueError: a value out of range, or settings that exclude each other. TypeError: a value
@@ -67,6 +70,7 @@ class CacherConfig:
     max_bytes: int | None = None
     reference_keys: ReferenceKeys = "full"
     cuda_graph: bool = False
+    self_check: bool = True
 
     @classmethod
     def paper(
@@ -95,7 +99,7 @@ class CacherConfig:
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
         _check_choice("reference_keys", self.reference_keys, get_args(ReferenceKeys))
-        for name in ("stagger", "cuda_graph"):
+        for name in ("stagger", "cuda_graph", "self_check"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, but is {getattr(self, name)!r}")
         self._check_policy()

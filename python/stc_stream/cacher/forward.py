@@ -8,66 +8,30 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from stc_stream.cacher.attention import Positions
+from stc_stream.cacher.call import LayerCall
 from stc_stream.cacher.change import PixelWatch
 from stc_stream.cacher.config import CacherConfig
 from stc_stream.cacher.graphs import GraphStore
 from stc_stream.cacher.layer import (
     Batch,
     Budget,
-    QueryValueProjection,
     Rows,
     Selective,
     index_tensor,
     run_layer,
 )
 from stc_stream.cacher.record import Recording, joined_records
-from stc_stream.cacher.references import FrameKind
+from stc_stream.cacher.references import FrameKind, finite_frames
 from stc_stream.cacher.schedule import Frames, Plan, Streams
+from stc_stream.cacher.selfcheck import SelfCheck
 from stc_stream.towers import Tower
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 Grid = tuple[int, int]
-
-
-@dataclass(frozen=True, eq=False)
-class LayerCall:
-    """What an encoder passes to a layer.
-
-    Attributes:
-        hidden: the tokens, [B, T, C], or packed [sum of T, C].
-        rotary: cos and sin of each patch, [T, D] or packed [sum of T, D]; None: none.
-        segments: where windows of attention start in packed tokens, int32, the end included.
-    """
-
-    hidden: Tensor
-    rotary: tuple[Tensor, Tensor] | None
-    segments: Tensor | None
-
-    @classmethod
-    def read(cls, args: tuple[object, ...], kwargs: dict[str, object]) -> LayerCall:
-        """Read a call by the names that encoders of transformers and timm use.
-
-        Raises:
-            TypeError: no tokens. ValueError: something by position that may be a mask.
-        """
-        hidden = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
-        if not isinstance(hidden, Tensor):
-            raise TypeError("a layer of the tower was called without tokens")
-        masks = (*args[1:], kwargs.get("attention_mask"), kwargs.get("attn_mask"))
-        if any(isinstance(mask, Tensor) for mask in masks):
-            raise ValueError(
-                "the attention mask of the tower's layers must be None while a Cacher is attached, "
-                "but the tower's encoder made one"
-            )
-        rotary, segments = kwargs.get("position_embeddings"), kwargs.get("cu_seqlens")
-        return cls(
-            hidden,
-            None if rotary is None else _pair(rotary),
-            segments if isinstance(segments, Tensor) else None,
-        )
 
 
 @dataclass(eq=False)
@@ -103,12 +67,12 @@ class Forward:
         tower: the tower.
         config: the Cacher's settings.
         streams: the Cacher's streams.
-        projections: of queries and values, a layer each.
         names: gives the stream of each frame, told how many there are.
         grids: rows and columns of each frame, where frames are packed; None: they are not.
         pixels: remembers the frames' size, and their pixels where changes are watched.
         graphs: captured batches; None: everything runs eagerly.
         recording: takes what each layer did; None: nothing does.
+        check: holds each layer to its own forward, once; None: nothing does.
     """
 
     def __init__(
@@ -116,24 +80,25 @@ class Forward:
         tower: Tower,
         config: CacherConfig,
         streams: Streams,
-        projections: Sequence[QueryValueProjection],
         names: Callable[[int], Sequence[Hashable]],
         grids: Sequence[Grid] | None,
         pixels: PixelWatch,
         graphs: GraphStore | None,
         recording: Recording | None,
+        check: SelfCheck | None,
     ) -> None:
         self._tower = tower
         self._config = config
         self._streams = streams
-        self._projections = projections
         self._names = names
         self._grids = grids
         self._pixels = pixels
         self._graphs = graphs if recording is None else None
         self._recording = recording
+        self._check = check
         self._groups: list[_Group] | None = None
         self._depth = 0
+        self._ran: set[int] = set()
         self._output: Tensor | None = None
         self._writes = 0
         self._replayed: list[Tensor] | None = None
@@ -142,7 +107,8 @@ class Forward:
         """Run a layer, as the encoder calls it."""
         # Tensors made in inference mode do not count what is written to them, by hooks say.
         with torch.inference_mode(False), torch.no_grad():
-            return self._layer(number, LayerCall.read(args, kwargs))
+            takes = self._tower.layers[number].takes
+            return self._layer(number, LayerCall.read(number, takes, args, kwargs))
 
     def _layer(self, number: int, call: LayerCall) -> Tensor:
         x = call.hidden
@@ -153,11 +119,13 @@ class Forward:
             self._replayed = self._replay(x, call)
         elif x is not self._output or _writes(x) != self._writes:
             self._take_changed()
-        self._check_depth(number)
+        self._check_order(number)
         if self._replayed is not None:
             output = self._replayed[number]
         else:
             output = self._run(number, x, call)
+        if self._check is not None and self._check.wants(number):
+            self._check(number, call, x, output, self._whole)
         self._depth = max(self._depth, number + 1)
         self._output, self._writes = output, _writes(output)
         return output
@@ -217,6 +185,11 @@ class Forward:
     def _kinds(self, x: Tensor) -> tuple[list[FrameKind], list[int] | None]:
         """Return the kind of each frame, and where each starts in packed tokens."""
         device = x.device
+        if x.is_meta:
+            raise ValueError(
+                "the tower is on the meta device, where nothing is computed: load its weights, or "
+                "detach the Cacher"
+            )
         projected = x.dtype
         if torch.is_autocast_enabled(device.type):
             projected = torch.get_autocast_dtype(device.type)
@@ -229,7 +202,7 @@ class Forward:
             )
         rest = (x.dtype, projected, device)
         if self._grids is None:
-            grid = self._pixels.grid(x.shape[1] - self._tower.prefix_tokens)
+            grid = self._pixels.grid(x.shape[0], x.shape[1] - self._tower.prefix_tokens)
             return [FrameKind(x.shape[1], x.shape[2], grid, *rest)] * x.shape[0], None
         kinds = [FrameKind(h * w, x.shape[1], (h, w), *rest) for h, w in self._grids]
         starts = [0]
@@ -282,7 +255,21 @@ class Forward:
         if self._graphs is not None:
             self._graphs.refuse("something between the tower's layers changes their tokens")
 
-    def _check_depth(self, number: int) -> None:
+    def _whole(self, tokens: Tensor) -> list[Tensor]:
+        """Return the frames of a batch that are computed whole, [F, T, C] of each kind."""
+        return [
+            Rows(group.plan.refresh, tokens.device).take(group.take(tokens))
+            for group in self._groups or ()
+            if group.plan.refresh
+        ]
+
+    def _check_order(self, number: int) -> None:
+        if number in self._ran:
+            raise RuntimeError(
+                f"layer {number} of the tower was called twice in one forward, which a Cacher "
+                "can't tell apart: where layers are repeated, give each place a layer of its own"
+            )
+        self._ran.add(number)
         for group in self._groups or ():
             if group.plan.depth is not None and number >= group.plan.depth:
                 raise RuntimeError(
@@ -297,7 +284,6 @@ class Forward:
             output, group.normed = run_layer(
                 self._tower.layers[number],
                 number,
-                self._projections[number],
                 group.batch,
                 group.take(x),
                 self._positions(group, call),
@@ -369,7 +355,7 @@ class Forward:
         destinations, slots, places, rows = index.split([sizes[0], sizes[2], sizes[3], len(order)])
         tables = () if positions.cos is None else (positions.cos, positions.sin)
         plan.pool.allocate()
-        weights = tuple(projection.version() for projection in self._projections)
+        weights = tuple(_place(each) for layer in self._tower.layers for each in layer.weights())
         # Under new hooks a batch runs eagerly once, which shows whether they change the tokens.
         hooks = tuple(
             (*layer.module._forward_pre_hooks, *layer.module._forward_hooks)
@@ -431,7 +417,6 @@ class Forward:
             x, normed = run_layer(
                 layer,
                 number,
-                self._projections[number],
                 batch,
                 x,
                 positions,
@@ -476,27 +461,14 @@ class Forward:
         return flags
 
 
-def _pair(rotary: object) -> tuple[Tensor, Tensor]:
-    if isinstance(rotary, tuple) and len(rotary) == 2:
-        cos, sin = rotary
-        if isinstance(cos, Tensor) and isinstance(sin, Tensor):
-            return rotary
-    raise TypeError(
-        f"position_embeddings of the tower's layers must be a tuple of cos and sin, "
-        f"but is a {type(rotary).__name__}"
-    )
+def _place(weight: Tensor) -> int:
+    """Return what a graph finds a weight by; a tensor of another class has no place of its own."""
+    return weight.data_ptr() if type(weight) in (Tensor, Parameter) else id(weight)
 
 
 def _writes(tokens: Tensor) -> int:
     """Return how often tokens were written in place; inference tensors do not tell."""
     return 0 if tokens.is_inference() else tokens._version
-
-
-def finite_frames(frames: Tensor) -> Tensor:
-    """Tell of each frame, [F, ..], whether all its values are finite: bool [F]."""
-    # Both extremes are NaN where any value is; one pass, and nothing that could overflow.
-    least, greatest = torch.aminmax(frames.flatten(1), dim=1)
-    return least.isfinite() & greatest.isfinite()
 
 
 def _finite_rows(x: Tensor, kinds: Sequence[FrameKind], starts: Sequence[int] | None) -> Tensor:
@@ -528,9 +500,11 @@ def _places(written: Sequence[int], device: torch.device) -> Tensor | None:
 
 
 def _with_prefix(table: Tensor, start: int, tokens: int, prefix: int, fill: float) -> Tensor:
-    """Return one frame's rows of a rotary table, [T, D], with a prefix that is not turned."""
+    """Return one frame's rows of a rotary table, [T, D]; where it has no prefix, one not turned."""
     if table.dim() == 3:
         table = table[0]
+    if table.shape[0] == tokens:
+        return table
     patches = table[start : start + tokens - prefix]
     if prefix == 0:
         return patches

@@ -10,7 +10,6 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import stc_kernels
 from stc_stream.cacher.attention import Positions, attend
@@ -20,7 +19,7 @@ from stc_stream.cacher.references import (
     ReferencePool,
     Refreshed,
 )
-from stc_stream.towers import Projection, TowerLayer
+from stc_stream.towers import TowerLayer
 
 
 class Rows:
@@ -127,48 +126,9 @@ class Batch:
     computed: int = 0
 
 
-class QueryValueProjection:
-    """The query and value projections as one product, following changes of their weights.
-
-    The joined weight is made anew whenever a weight or bias is another tensor, or was written in
-    place by an operation that torch counts; writes through `parameter.data` go unseen.
-    """
-
-    def __init__(self, query: Projection, value: Projection) -> None:
-        self._query = query
-        self._value = value
-        self.clear()
-
-    def clear(self) -> None:
-        """Let go of the joined weight."""
-        self._sources: tuple[Tensor | None, ...] = ()
-        self._seen: tuple[object, ...] = ()
-        self._joined: tuple[Tensor, Tensor | None] | None = None
-        self._version = 0
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Return queries and values side by side: [n, C] to [n, query + value channels]."""
-        self.version()
-        assert self._joined is not None
-        return functional.linear(tokens, *self._joined)
-
-    def version(self) -> int:
-        """Return how often the joined weight was made, making it if it is not up to date."""
-        sources = (self._query.weight, self._value.weight, self._query.bias, self._value.bias)
-        seen = tuple(_state(source) for source in sources)
-        if self._joined is None or seen != self._seen:
-            self._joined = _joined(*sources)
-            # Held so that no new tensor can come to lie at an address that was seen before.
-            self._sources = tuple(None if source is None else source.detach() for source in sources)
-            self._seen = seen
-            self._version += 1
-        return self._version
-
-
 def run_layer(
     layer: TowerLayer,
     number: int,
-    projection: QueryValueProjection,
     batch: Batch,
     x: Tensor,
     positions: Positions,
@@ -180,7 +140,6 @@ def run_layer(
     Args:
         layer: the layer's parts.
         number: its place in the tower.
-        projection: its query and value projections.
         batch: what to do with each row.
         x: the layer's input, [B, T, C]; left as it is.
         positions: where the tokens of a frame are.
@@ -196,13 +155,13 @@ def run_layer(
     if batch.records is not None:
         batch.records.append(_record(batch, parts))
 
-    query_values = projection(_join([part.normed for part in parts]))
-    channels = [layer.query.out_features, layer.value.out_features]
+    chosen = _join([part.normed for part in parts])
+    queries = _split(layer.query(chosen), parts)
+    values = _split(layer.value(chosen), parts)
     contexts = []
-    for part, query_value in zip(parts, _split(query_values, parts), strict=True):
+    for part, query, value in zip(parts, queries, values, strict=True):
         batch.computed += len(part.rows) * part.computed
-        query, part.value = query_value.split(channels, dim=-1)
-        index = None
+        part.value, index = value, None
         if part.choice is not None:
             part.value = part.choice.merge(part.value, part.choice.source.value)
             index = part.choice.index
@@ -225,8 +184,8 @@ def run_layer(
         output, normed = _close(parts[0], outputs[0], next_norm)
     else:
         output, normed = torch.empty_like(x), None
-        for part, values in zip(parts, outputs, strict=True):
-            part.rows.put(output, _close(part, values, None)[0])
+        for part, computed in zip(parts, outputs, strict=True):
+            part.rows.put(output, _close(part, computed, None)[0])
     # Last, since a slot may be one that another row of this batch was held against.
     if batch.destinations is not None:
         left = Refreshed(parts[0].key, parts[0].value, parts[0].delta)
@@ -444,24 +403,3 @@ def _record(batch: Batch, parts: Sequence[_Part]) -> LayerRecord:
             reference = part.choice.compared.index_select(0, part.choice.compared_index)
             comparisons.append(Comparison(part.rows.index, part.key, reference))
     return LayerRecord(recomputed, refreshed, tuple(comparisons), batch.budget.metric)
-
-
-def _state(source: Tensor | None) -> tuple[object, ...]:
-    if source is None:
-        return ()
-    # Inference tensors have no version; they cannot be written in place outside inference mode.
-    version = -1 if source.is_inference() else source._version
-    return (source.data_ptr(), version)
-
-
-def _joined(
-    query: Tensor, value: Tensor, query_bias: Tensor | None, value_bias: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    weight = torch.cat([query, value])
-    if query_bias is None and value_bias is None:
-        return weight, None
-    biases = [
-        weights.new_zeros(weights.shape[0]) if bias is None else bias
-        for weights, bias in ((query, query_bias), (value, value_bias))
-    ]
-    return weight, torch.cat(biases)

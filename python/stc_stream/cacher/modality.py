@@ -9,11 +9,12 @@ import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import update_wrapper
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from stc_stream.cacher.refusals import refuse_copies
 from stc_stream.towers import Entry, Tower
 
 Modality = Literal["images", "video"]
@@ -69,6 +70,9 @@ class ModelPath:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._run_uncompiled(*args, **kwargs)
+
+    def __reduce__(self) -> NoReturn:
+        refuse_copies()
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         videos = self._videos(args, kwargs) if self._modality == "video" else 0

@@ -288,6 +288,13 @@ class ReferencePool:
         return grown
 
 
+def finite_frames(frames: Tensor) -> Tensor:
+    """Tell of each frame, [F, ..], whether all its values are finite: bool [F]."""
+    # Both extremes are NaN where any value is; one pass, and nothing that could overflow.
+    least, greatest = torch.aminmax(frames.flatten(1), dim=1)
+    return least.isfinite() & greatest.isfinite()
+
+
 def _restored(key: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return (key * scale[..., None]).to(dtype)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+import torch.fx
 from torch import nn
 
 from stc_stream.towers import clip, dinov2, dinov3, internvit, qwen_vl, siglip, timm_vit
@@ -57,8 +59,13 @@ def read_tower(model: nn.Module) -> Tower:
             f"the tower must be a torch.nn.Module, or a model that holds one, "
             f"but is a {type(model).__name__}"
         )
+    if isinstance(model, torch.jit.ScriptModule | torch.fx.GraphModule):
+        raise TypeError(
+            f"the tower must be a module that runs in Python, but is a {type(model).__name__}, "
+            "recorded from one: attach the Cacher to the original"
+        )
     found: list[Tower] = []
-    refused: list[str] = []
+    refused: dict[str, str] = {}
     for path, module in model.named_modules():
         for reader in FAMILIES.values():
             if not reader.resembles(module):
@@ -66,7 +73,9 @@ def read_tower(model: nn.Module) -> Tower:
             try:
                 found.append(reader.read(module, path))
             except Unreadable as reason:
-                refused.append(f"{type(module).__name__}{f' ({path})' if path else ''} {reason}")
+                # Wrappers that pass attributes on (peft's) lack what the tower inside lacks.
+                name = f"{type(module).__name__}{f' ({path})' if path else ''}"
+                refused[str(reason)] = f"{name} {reason}"
     # A wrapper that passes attributes on (torch.compile's) resembles the tower inside, found last.
     found = list({id(tower.layers[0].module): tower for tower in found}.values())
     if len(found) > 1:
@@ -75,7 +84,7 @@ def read_tower(model: nn.Module) -> Tower:
             f"{type(model).__name__} holds {len(found)} vision towers ({paths}): pass one of them"
         )
     if not found:
-        seen = "; ".join(refused) or "no vision encoder was found in it"
+        seen = "; ".join(refused.values()) or "no vision encoder was found in it"
         raise TypeError(
             f"{type(model).__name__} holds no vision tower that can be read: {seen}. "
             f"Families that can be read: {', '.join(FAMILIES)}"

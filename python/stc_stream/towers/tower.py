@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -103,9 +104,31 @@ class TowerLayer:
         yield "the attention", self.attention
         if self.key.parts > 1:
             yield "the query, key and value projection", self.key.module
-        else:
-            yield "the query projection", self.query.module
-            yield "the value projection", self.value.module
+
+    @cached_property
+    def takes(self) -> tuple[str, ...]:
+        """Names of what the layer's own forward takes by position."""
+        _, *parameters = inspect.signature(type(self.module).forward).parameters.values()
+        return tuple(
+            each.name
+            for each in parameters
+            if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+        )
+
+    def weights(self) -> Iterator[Tensor]:
+        """Yield each weight of the layer, as it is now."""
+        for holder, name in self._holders:
+            weight = holder[name]
+            if weight is not None:
+                yield weight
+
+    @cached_property
+    def _holders(self) -> tuple[tuple[dict[str, nn.Parameter | None], str], ...]:
+        return tuple(
+            (module._parameters, name)
+            for module in self.module.modules()
+            for name in module._parameters
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +217,7 @@ def part(parent: nn.Module, path: str, kind: type[nn.Module] | None, where: str 
     wanted = nn.Module if kind is None else kind
     if not isinstance(found, wanted):
         what = path if kind is None else f"torch.nn.{kind.__name__} as {path}"
-        raise Unreadable(f"has no {what}{where}")
+        raise Unreadable(f"has no {what}{where}{_instead(found)}")
     return found
 
 
@@ -278,6 +301,12 @@ def nothing_else(parent: nn.Module, known: Collection[str], where: str) -> None:
     Raises:
         Unreadable: there are such weights.
     """
+    if "_orig_mod" in parent._modules:
+        kind = type(parent._modules["_orig_mod"]).__name__
+        raise Unreadable(
+            f"has a {kind}{where} that torch.compile has wrapped: attach the Cacher to the tower "
+            "uncompiled, then compile the model around it, or the MLPs"
+        )
     own = dict(parent.named_parameters(recurse=False))
     for name, child in parent.named_children():
         own.update((name, weight) for weight in child.parameters())
@@ -323,6 +352,16 @@ def returns_tuple(layer: nn.Module) -> bool:
     so it was in transformers 4, and is in classes written for it.
     """
     return "output_attentions" in inspect.signature(layer.forward).parameters
+
+
+def _instead(found: object) -> str:
+    """Say what is in a part's place, and what to do about it."""
+    if not isinstance(found, nn.Module):
+        return ""
+    if hasattr(found, "base_layer"):
+        # As peft calls the module that an adapter wraps.
+        return ", but an adapter around one: merge it first (peft: merge_and_unload())"
+    return f", but a {type(found).__module__}.{type(found).__qualname__}"
 
 
 def _at(parent: object, path: str) -> object:

@@ -1,0 +1,121 @@
+"""What the encoder of a tower calls a layer with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+WITHOUT_EFFECT = frozenset(
+    {
+        "batch_num_images",
+        "image_sizes",
+        "interpolate_pos_encoding",
+        "max_seqlen",
+        "num_items_in_batch",
+        "output_hidden_states",
+        "output_router_logits",
+        "return_dict",
+        "use_cache",
+        "vision_aspect_ratio",
+        "vision_feature_layer",
+        "vision_feature_select_strategy",
+    }
+)
+"""What models hand down to their layers that no layer computes with, or that `cu_seqlens` says."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCall:
+    """What an encoder passes to a layer.
+
+    Attributes:
+        hidden: the tokens, [B, T, C], or packed [sum of T, C].
+        rotary: cos and sin of each patch or token, [T, D] or packed [sum of T, D]; None: none.
+        segments: where windows of attention start in packed tokens, int32, the end included.
+        args, kwargs: all arguments, as they were passed.
+        name: of the tokens in `kwargs`; None: they are the first of `args`.
+    """
+
+    hidden: Tensor
+    rotary: tuple[Tensor, Tensor] | None
+    segments: Tensor | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    name: str | None
+
+    @classmethod
+    def read(
+        cls, number: int, takes: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> LayerCall:
+        """Read a call by the names that encoders of transformers and timm use.
+
+        Args:
+            number: of the layer, for errors.
+            takes: names of what it takes by position.
+            args, kwargs: of the call.
+
+        Raises:
+            TypeError: no tokens. ValueError: an attention mask, or an argument that is neither
+                empty nor known.
+        """
+        rest = {
+            takes[place]
+            if place < len(takes) and takes[place] not in kwargs
+            else f"argument {place}": value
+            for place, value in enumerate(args)
+        }
+        rest.update(kwargs)
+        names = (*takes[:1], "hidden_states", "x")
+        name = next(iter(rest)) if args else next((name for name in names if name in rest), "")
+        hidden = rest.pop(name, None)
+        if not isinstance(hidden, Tensor):
+            raise TypeError(f"layer {number} of the tower was called without tokens")
+        for mask in ("attention_mask", "attn_mask"):
+            if rest.pop(mask, None) is not None:
+                raise ValueError(
+                    "the attention mask of the tower's layers must be None while a Cacher is "
+                    "attached, but the tower's encoder made one"
+                )
+        rotary = rest.pop("position_embeddings", None)
+        segments = rest.get("cu_seqlens")
+        if isinstance(segments, Tensor):
+            del rest["cu_seqlens"]
+        _refuse_unknown(number, rest)
+        return cls(
+            hidden,
+            None if rotary is None else _pair(rotary),
+            segments,
+            args,
+            kwargs,
+            None if args else name,
+        )
+
+    def again(self, function: Callable[..., Any], hidden: Tensor) -> Any:
+        """Call a function in the same way, but with other tokens."""
+        if self.name is None:
+            return function(hidden, *self.args[1:], **self.kwargs)
+        return function(*self.args, **{**self.kwargs, self.name: hidden})
+
+
+def _refuse_unknown(number: int, arguments: dict[str, object]) -> None:
+    for name, value in arguments.items():
+        empty = value is None or value is False or (isinstance(value, tuple | list) and not value)
+        if not empty and name not in WITHOUT_EFFECT:
+            raise ValueError(
+                f"layer {number} of the tower was called with {name}, a {type(value).__name__}, "
+                "which a Cacher would leave out: call the tower without it, or detach the Cacher"
+            )
+
+
+def _pair(rotary: object) -> tuple[Tensor, Tensor]:
+    if isinstance(rotary, tuple | list) and len(rotary) == 2:
+        cos, sin = rotary
+        if isinstance(cos, Tensor) and isinstance(sin, Tensor):
+            return cos, sin
+    raise TypeError(
+        f"position_embeddings of the tower's layers must be a tuple of cos and sin, "
+        f"but is a {type(rotary).__name__}"
+    )

@@ -1,0 +1,50 @@
+"""What a tower with a Cacher can't do, said in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+
+
+class Attached:
+    """A function that a Cacher puts into a tower: not compiled, not copied, not pickled."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        disable: Callable[..., Callable[..., Any]] = torch.compiler.disable
+        self._function = disable(
+            function,
+            reason="frames of a tower with a Cacher depend on those before them: to export or "
+            "compile the tower whole, detach the Cacher first",
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+    def __reduce__(self) -> NoReturn:
+        refuse_copies()
+
+
+def refuse_copies() -> NoReturn:
+    """Raise what copying or pickling a tower with a Cacher, or the Cacher, ends in."""
+    raise TypeError("a tower with a Cacher can't be copied or pickled: detach the Cacher first")
+
+
+def refuse_tracing() -> None:
+    """Refuse to be recorded as a graph.
+
+    Raises:
+        RuntimeError: `torch.jit.trace` or `torch.export` is at work.
+    """
+    is_tracing: Callable[[], bool] = vars(torch.jit)["is_tracing"]
+    if is_tracing():
+        recorder = "torch.jit.trace"
+    elif torch.compiler.is_exporting():
+        recorder = "torch.export"
+    else:
+        return
+    raise RuntimeError(
+        f"{recorder} can't record a tower with a Cacher, whose frames depend on those before them: "
+        "detach the Cacher first"
+    )

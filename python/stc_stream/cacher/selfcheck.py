@@ -1,0 +1,170 @@
+"""Each layer held to its own forward, once: when it first runs with a Cacher."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stc_stream.cacher.call import LayerCall
+from stc_stream.cacher.references import finite_frames
+from stc_stream.towers import Tower, TowerLayer
+
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
+"""By how much of what a layer adds to a token two ways of computing it may differ.
+
+Ten times what attention in eager and fused kernels came to, with logits of up to 100.
+"""
+_FLOAT32_AS = {"tf32": torch.float16, "bf16": torch.bfloat16}
+_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+
+
+class LayerDiffers(TypeError):
+    """A layer's own forward computes something else than the parts that were read from it."""
+
+
+class SelfCheck:
+    """Compares what the parts of each layer gave with the layer's own forward, once a layer.
+
+    Args:
+        tower: the tower as it was read.
+        densely: each layer's own forward.
+    """
+
+    def __init__(self, tower: Tower, densely: Sequence[Callable[..., Any]]) -> None:
+        self._tower = tower
+        self._densely = densely
+        self._pending = set(range(len(tower.layers)))
+
+    def wants(self, number: int) -> bool:
+        """Tell whether a layer has not been compared yet."""
+        return number in self._pending
+
+    def __call__(
+        self,
+        number: int,
+        call: LayerCall,
+        x: Tensor,
+        own: Tensor,
+        whole: Callable[[Tensor], list[Tensor]],
+    ) -> None:
+        """Compare a layer that has just run; where no frame is finite, it stays to be compared.
+
+        Args:
+            number: of the layer.
+            call: what it was called with.
+            x: its input; left as it is.
+            own: what its parts gave.
+            whole: takes the frames that were computed whole from a batch, [F, T, C] each.
+
+        Raises:
+            LayerDiffers: the layer's own forward gives something else.
+        """
+        layer, frames = self._tower.layers[number], whole(x)
+        if not any(bool(finite_frames(some).any()) for some in frames):
+            return
+        found = call.again(self._densely[number], x.clone())
+        if isinstance(found, tuple) != layer.returns_tuple:
+            self._refuse(number, f"returns a {type(found).__name__}")
+        dense = found[0] if isinstance(found, tuple) else found
+        if dense.shape != own.shape:
+            shapes = f"{list(dense.shape)}, not {list(own.shape)}"
+            self._refuse(number, f"returns tokens of shape {shapes}")
+        precision = _precision(x)
+        worst = [
+            difference(*ways, precision)
+            for ways in zip(frames, whole(dense), whole(own), strict=True)
+        ]
+        compared = [share for share in worst if share is not None]
+        if not compared:
+            return
+        if not max(compared) <= TOLERANCE[precision]:
+            share = f"{max(compared):.2g} of what it adds to a token"
+            self._refuse(number, f"differs from what its parts give by up to {share}")
+        self._pending.discard(number)
+
+    def _refuse(self, number: int, what: str) -> None:
+        layer = self._tower.layers[number]
+        raise LayerDiffers(
+            f"layer {number} of the tower ({type(layer.module).__name__}) computes something else "
+            f"than a {self._tower.family} layer with its weights, so the Cacher was detached: its "
+            f"own forward {what}. Likely cause: {self._cause(layer)}"
+        )
+
+    def _cause(self, layer: TowerLayer) -> str:
+        return next(_changes(self._tower, layer), None) or (
+            f"{type(layer.module).__name__} has the parts of a {self._tower.family} layer, but "
+            "puts them together another way; such a tower can't have a Cacher"
+        )
+
+
+def difference(x: Tensor, dense: Tensor, own: Tensor, precision: torch.dtype) -> float | None:
+    """Return by how much of what a layer adds two outputs differ, at the token that is worst.
+
+    Args:
+        x: the layer's input, [F, T, C].
+        dense, own: its output, two ways.
+        precision: of the arithmetic.
+
+    Returns:
+        The root mean square over a token's channels, as a share of what is added to it or, where
+        that is more, to a token on average; None: no frame is finite in x and dense.
+    """
+    fine = finite_frames(x) & finite_frames(dense)
+    x, dense, own = (tokens[fine].float() for tokens in (x, dense, own))
+    if x.numel() == 0:
+        return None
+    added = dense - x
+    scale = torch.maximum(added.square().mean(dim=-1).sqrt(), added.abs().mean())
+    # Rounding what is added to large tokens is no difference.
+    rounding = 2 * torch.finfo(precision).eps * (x.abs() + dense.abs())
+    apart = ((own - dense).abs() - rounding).clamp(min=0).square().mean(dim=-1).sqrt()
+    shares = apart / scale.clamp(min=torch.finfo(torch.float32).tiny)
+    return float(shares.nan_to_num(torch.inf).max())
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    """Return the dtype as which a layer's products are rounded."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    if x.dtype == torch.float32:
+        backend = torch.backends.cuda if x.is_cuda else torch.backends.mkldnn
+        return _FLOAT32_AS.get(backend.matmul.fp32_precision, torch.float32)
+    return x.dtype
+
+
+def _changes(tower: Tower, layer: TowerLayer) -> Iterator[str]:
+    """Yield what makes a layer another than its class was, likeliest first."""
+    for what, own, all_layers in (
+        ("its class", layer.module, [each.module for each in tower.layers]),
+        ("the class of its attention", layer.attention, [each.attention for each in tower.layers]),
+    ):
+        usual, _ = Counter(map(type, all_layers)).most_common(1)[0]
+        if type(own) is not usual:
+            yield f"{what} was changed: it is {usual.__name__} in other layers"
+    for name, module in layer.module.named_modules():
+        where = name or "the layer"
+        for kind in type(module).__mro__:
+            forward = vars(kind).get("forward")
+            if forward is not None:
+                written = getattr(forward, "__module__", None)
+                if written != kind.__module__:
+                    yield f"the forward of {kind.__name__} ({where}) was replaced by {written}'s"
+                break
+    chosen = getattr(getattr(layer.attention, "config", None), "_attn_implementation", None)
+    if chosen is not None and chosen not in _ATTENTION:
+        yield f'its attention is computed by another function, registered as "{chosen}"'
+    for name, module in layer.module.named_modules():
+        if name and _hooks(module):
+            yield f"{name} has forward hooks, which a Cacher bypasses: remove them"
+
+
+def _hooks(module: nn.Module) -> bool:
+    """Tell whether a module has forward hooks, not counting those that transformers leaves."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(
+        not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks
+    )

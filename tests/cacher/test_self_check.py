@@ -1,0 +1,309 @@
+"""The self-check: a tower that computes something else than its parts say is refused at once."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from cacher.conftest import Repeats
+from torch import nn
+from torch.nn import functional
+from transformers import AttentionInterface, CLIPVisionConfig, CLIPVisionModel
+from transformers.models.siglip import modeling_siglip
+
+from stc_stream import CacherConfig, attach_cacher
+from stc_stream.cacher.graphs import GraphStore
+from stc_stream.cacher.selfcheck import difference
+
+
+def features(tower, clip):
+    with torch.no_grad():
+        return tower(clip).last_hidden_state
+
+
+def patched(tower):
+    return [name for name, module in tower.named_modules() if "forward" in vars(module)]
+
+
+class ScaledLayer(modeling_siglip.SiglipEncoderLayer):
+    def forward(self, hidden_states, *args, **kwargs):
+        return hidden_states + 0.5 * (
+            super().forward(hidden_states, *args, **kwargs) - hidden_states
+        )
+
+
+class PooledLayer(modeling_siglip.SiglipEncoderLayer):
+    def forward(self, hidden_states, *args, **kwargs):
+        return super().forward(hidden_states, *args, **kwargs).unflatten(1, (-1, 2)).mean(2)
+
+
+class TupleLayer(modeling_siglip.SiglipEncoderLayer):
+    def forward(self, *args, **kwargs):
+        return (super().forward(*args, **kwargs),)
+
+
+class SinkAttention(modeling_siglip.SiglipAttention):
+    def forward(self, hidden_states, *args, **kwargs):
+        return super().forward(torch.cat([hidden_states, hidden_states[:, :1]], 1), *args)[0][
+            :, :-1
+        ], None
+
+
+def nearby_tokens(module, query, key, value, mask, scaling=None, **more):
+    """Attend to tokens at most five places away."""
+    place = torch.arange(query.shape[2])
+    near = (place[:, None] - place).abs() <= 5
+    context = functional.scaled_dot_product_attention(query, key, value, near, scale=scaling)
+    return context.transpose(1, 2).contiguous(), None
+
+
+def hook_before_attention(tower, patch):
+    def double(module, args, kwargs):
+        return args, {
+            name: 2 * each if name == "hidden_states" else each for name, each in kwargs.items()
+        }
+
+    tower.encoder.layers[2].self_attn.register_forward_pre_hook(double, with_kwargs=True)
+
+
+def hook_that_drops_a_token(tower, patch):
+    def drop(module, args, output):
+        output[0][:, 3] = 0
+
+    tower.encoder.layers[1].self_attn.register_forward_hook(drop)
+
+
+def layer_class_patched(tower, patch):
+    own = modeling_siglip.SiglipEncoderLayer.forward
+    patch.setattr(
+        modeling_siglip.SiglipEncoderLayer,
+        "forward",
+        lambda self, x, *args, **kwargs: own(self, x, *args, **kwargs).flip(1),
+    )
+
+
+def attention_class_changed(tower, patch):
+    tower.encoder.layers[0].self_attn.__class__ = SinkAttention
+
+
+def layer_class_changed(tower, patch):
+    tower.encoder.layers[1].__class__ = ScaledLayer
+
+
+def layer_that_pools(tower, patch):
+    tower.encoder.layers[2].__class__ = PooledLayer
+
+
+def layer_that_returns_a_tuple(tower, patch):
+    tower.encoder.layers[2].__class__ = TupleLayer
+
+
+def attention_function(tower, patch):
+    AttentionInterface.register("nearby", nearby_tokens)
+    tower.set_attn_implementation("nearby")
+
+
+CHANGES = [
+    (hook_before_attention, r"layer 2 .* differs .* self_attn has forward hooks"),
+    (hook_that_drops_a_token, r"layer 1 .* differs .* self_attn has forward hooks"),
+    (layer_class_patched, r"layer 0 .* differs .* forward of SiglipEncoderLayer .* was replaced"),
+    (attention_class_changed, r"layer 0 .* differs .* the class of its attention was changed"),
+    (layer_class_changed, r"layer 1 .* differs .* its class was changed"),
+    (layer_that_pools, r"layer 2 .* shape \[4, 18, 32\], not \[4, 36, 32\].* class was changed"),
+    (layer_that_returns_a_tuple, r"layer 2 .* returns a tuple.* class was changed"),
+    (attention_function, r'layer 0 .* differs .* registered as "nearby"'),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"), CHANGES, ids=lambda each: getattr(each, "__name__", "")
+)
+def test_what_changes_numbers_is_refused(change, text, make_tower, make_clip, monkeypatch):
+    tower, clip = make_tower(), make_clip(4)
+    change(tower, monkeypatch)
+    runs = change is not layer_that_returns_a_tuple
+    dense = features(tower, clip) if runs else None
+    cacher = attach_cacher(tower)
+    with pytest.raises(TypeError, match=text):
+        features(tower, clip)
+    assert patched(tower) == []
+    assert "detached" in repr(cacher)
+    assert (cacher.stats.frames, cacher.stats.streams, cacher.stats.bytes) == (0, 0, 0)
+    if runs:
+        assert torch.equal(features(tower, clip), dense)
+    cacher.detach()
+    with pytest.raises(TypeError, match=text), attach_cacher(tower):
+        features(tower, clip)
+    assert patched(tower) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, "autocast"], ids=str)
+def test_in_every_precision(dtype, make_tower, make_clip):
+    tower, clip = make_tower(), make_clip(4)
+    amp = dtype == "autocast"
+    if not amp:
+        tower, clip = tower.to(dtype), clip.to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        with attach_cacher(tower, CacherConfig.paper()) as cacher:
+            features(tower, clip)
+            assert cacher.stats.frames == 4
+        tower.encoder.layers[1].self_attn.register_forward_hook(lambda m, i, o: (o[0] / 2, None))
+        with pytest.raises(TypeError, match="layer 1"), attach_cacher(tower):
+            features(tower, clip)
+
+
+def test_what_is_called_may_be_changed(make_tower, make_clip, monkeypatch):
+    tower, clip = make_tower(), make_clip(6)
+    layers = tower.encoder.layers
+    layers[0].self_attn.v_proj.register_forward_hook(lambda m, i, o: o * 2)
+    layers[0].self_attn.q_proj.__class__ = type(
+        "Adapted", (nn.Linear,), {"forward": lambda self, x: nn.Linear.forward(self, x).tanh()}
+    )
+    layers[1].self_attn.out_proj.register_forward_pre_hook(lambda m, i: (i[0] + 1,))
+    layers[1].layer_norm1.register_forward_hook(lambda m, i, o: o.clamp(min=-1))
+    layers[2].mlp.forward = lambda x: x.abs()
+    monkeypatch.setattr(modeling_siglip.SiglipMLP, "forward", lambda self, x: self.fc2(self.fc1(x)))
+    dense = features(tower, clip)
+    with attach_cacher(tower, CacherConfig.paper(update_ratio=1.0)) as cacher:
+        torch.testing.assert_close(features(tower, clip), dense, rtol=1e-5, atol=1e-5)
+        assert cacher.stats.frames == 6
+
+
+def test_each_layers_own_forward_runs_once(make_tower, make_clip):
+    tower, clip, called = make_tower(), make_clip(3), []
+    for number, layer in enumerate(tower.encoder.layers):
+        layer.self_attn.register_forward_hook(lambda m, i, o, number=number: called.append(number))
+    with attach_cacher(tower) as cacher:
+        with cacher.paused():
+            features(tower, clip)
+        assert called == [0, 1, 2]
+        for _ in range(4):
+            features(tower, clip)
+            assert called == [0, 1, 2, 0, 1, 2]
+        cacher.reset()
+        features(tower, clip.half().float())
+        assert called == [0, 1, 2, 0, 1, 2]
+        assert cacher.stats.frames == 15
+
+
+def test_switched_off_nothing_is_compared(make_tower, make_clip):
+    tower, clip, called = make_tower(), make_clip(3), []
+    tower.encoder.layers[1].self_attn.register_forward_hook(lambda m, i, o: called.append(1))
+    with attach_cacher(tower, CacherConfig(self_check=False)) as cacher:
+        features(tower, clip)
+        assert cacher.stats.frames == 3
+    assert called == []
+
+
+def halved(layer):
+    return layer.self_attn.register_forward_hook(lambda m, i, o: (o[0] / 2, *o[1:]))
+
+
+def test_a_frame_that_is_not_finite_tells_nothing(make_tower, make_clip):
+    tower, clip = make_tower(), make_clip(3)
+    halved(tower.encoder.layers[1])
+    broken = clip.clone()
+    broken[:, 0, 9, 9] = torch.nan
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
+        features(tower, broken)
+        assert cacher.stats.rejected == 3
+        with cacher.streams(["broken", "fine"]), pytest.raises(TypeError, match="layer 1"):
+            features(tower, torch.stack([broken[0], clip[1]]))
+
+
+def test_a_forward_that_failed_is_checked_further(make_tower, make_clip):
+    tower, clip = make_tower(), make_clip(4)
+    halved(tower.encoder.layers[2])
+
+    def fail(module, inputs):
+        raise ZeroDivisionError
+
+    config = CacherConfig.paper(refresh_interval=100, cuda_graph=True)
+    with attach_cacher(tower, config) as cacher:
+        cacher._graphs = GraphStore(Repeats())
+        hook = tower.encoder.layers[1].register_forward_pre_hook(fail)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                features(tower, clip[:1])
+        hook.remove()
+        with pytest.raises(TypeError, match="layer 2"):
+            features(tower, clip[:1])
+    assert patched(tower) == []
+
+
+def test_threads_that_come_first_together(make_tower, make_clip):
+    tower, clip = make_tower(), make_clip(1)
+    halved(tower.encoder.layers[1])
+    dense = features(tower, clip)
+    together, refused, outputs = threading.Barrier(6), [], []
+
+    def work():
+        together.wait()
+        try:
+            outputs.append(features(tower, clip))
+        except TypeError as error:
+            refused.append(str(error))
+
+    attach_cacher(tower)
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 1
+    assert len(outputs) == 5
+    assert all(torch.equal(output, dense) for output in outputs)
+
+
+def test_what_transformers_leaves_in_a_tower_is_no_change(make_tower, make_clip):
+    tower, clip = make_tower(attn_implementation="eager"), make_clip(3)
+    with torch.no_grad():
+        states = tower(clip, output_hidden_states=True, output_attentions=True).hidden_states
+        with attach_cacher(tower, CacherConfig.paper(update_ratio=1.0)):
+            ours = tower(clip, output_hidden_states=True).hidden_states
+    assert len(ours) == len(states) == 4
+    for one, other in zip(ours, states, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_the_class_token_alone(seed, generator):
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    config = CLIPVisionConfig(**shape, num_hidden_layers=2, image_size=160, patch_size=8)
+    tower = CLIPVisionModel(config).eval()
+    with torch.no_grad():
+        for parameter in tower.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+    def first_only(module, inputs, output):
+        return torch.cat([2 * output[0][:, :1], output[0][:, 1:]], 1), *output[1:]
+
+    frame = torch.randn(1, 3, 160, 160, generator=generator)
+    with attach_cacher(tower):
+        features(tower, frame)
+    tower.encoder.layers[1].self_attn.register_forward_hook(first_only)
+    with pytest.raises(TypeError, match="layer 1"), attach_cacher(tower):
+        features(tower, frame)
+
+
+def test_the_difference_is_a_share_of_what_is_added(generator):
+    x = torch.randn(3, 9, 16, generator=generator)
+    x[:, :, 0] += 1e4
+    added = torch.randn(3, 9, 16, generator=generator)
+    dense = x + added
+    assert difference(x, dense, dense.clone(), torch.float32) == 0
+    own = dense.clone()
+    own[1, 4, 1:] += 0.3 * added[1, 4, 1:].square().mean().sqrt()
+    assert difference(x, dense, own, torch.float32) == pytest.approx(0.3, rel=0.25)
+    # What bfloat16 makes of a sum with large tokens is no difference.
+    low = x.bfloat16()
+    rounded = low + added.bfloat16()
+    twice = ((low + 0.5 * added.bfloat16()) + 0.5 * added.bfloat16()).bfloat16()
+    assert difference(low, rounded, twice, torch.bfloat16) < 0.05
+    own[1] = torch.nan
+    assert difference(x, dense, own, torch.float32) > 1e30
+    dense[1] = torch.inf
+    assert difference(x, dense, own, torch.float32) == 0
+    assert difference(x, dense * torch.nan, own, torch.float32) is None
+    assert difference(x, x, x.clone(), torch.float32) == 0
