@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 import stc_kernels
 from stc_stream.cacher import CacherConfig, attach_cacher
@@ -53,12 +54,17 @@ def test_a_stream_prints_a_table_and_writes_both_files(
     assert document.exists()
 
 
-def test_one_frame_is_one(stc: Stc, tiny_model: Path, video: Path, tmp_path: Path) -> None:
-    outcome = stc("stream", video, "--model", tiny_model, "--frames", 1, "--report", tmp_path / "r")
-    assert ": 1 frame " in outcome.out
-    page = (tmp_path / "r" / "index.html").read_text()
-    assert "1 frame ran through" in page
-    assert "1 frames" not in outcome.out + page
+def test_one_of_a_thing_is_one(stc: Stc, tmp_path: Path, video: Path) -> None:
+    torch.manual_seed(0)
+    model = SiglipVisionModel(SiglipVisionConfig(**{**TINY, "num_hidden_layers": 1}))
+    model.save_pretrained(tmp_path / "one")
+    options = ("--model", tmp_path / "one", "--tokens-per-frame", 1, "--report", tmp_path)
+    outcome = stc("stream", video, "--frames", 1, *options)
+    assert "grey.mp4: 1 frame\n" in re.sub(" +\n", "\n", outcome.out)
+    page = (tmp_path / "index.html").read_text()
+    for words in ("1 frame ran", "1 layer of", "1 token a frame", "1; refreshes: 1;"):
+        assert words in page
+    assert not re.search(r"\b1 (frames|layers|tokens)\b", outcome.out + page)
 
 
 def test_json_is_as_its_schema_says(

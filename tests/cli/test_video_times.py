@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
+import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -16,8 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from stc_stream.video import VideoError, open_video
+from stc_stream.video import Frame, FrameStream, VideoError, open_video
 from stc_stream.video.clock import Clock
+from stc_stream.video.decoder import _packets
+from stc_stream.video.frames import Opened
 
 RATE = 10
 
@@ -122,6 +127,40 @@ def test_a_last_frame_that_is_shown_long_is_no_cut(tmp_path: Path, suffix: str) 
     assert not warnings
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "webm"])
+def test_a_recording_whose_clock_began_before_it(tmp_path: Path, suffix: str) -> None:
+    codec = "libvpx" if suffix == "webm" else "libx264"
+    late = tmp_path / f"late.{suffix}"
+    whole = encode(tmp_path / f"a.{suffix}", codec, frames=40, g="5", bf="0")
+    with av.open(str(whole)) as source, av.open(str(late), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                packet.pts += 70_000
+                packet.dts += 70_000
+                target.mux(packet)
+    times, warnings = streamed(late)
+    assert times == pytest.approx(np.arange(40) / RATE, abs=2e-3)
+    assert warnings == []
+    cut = tmp_path / f"cut.{suffix}"
+    cut.write_bytes(late.read_bytes()[: late.stat().st_size // 2])
+    times, warnings = streamed(cut)
+    assert 5 < len(times) < 35
+    assert "cut short" in warnings[-1]
+    assert f"of the {RATE * 40 / 100:.2f} s" in warnings[-1]
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("mkv", "libx264"), ("avi", "mpeg4")])
+def test_a_pipe_gives_what_its_file_does(tmp_path: Path, suffix: str, codec: str) -> None:
+    clip, pipe = encode(tmp_path / f"a.{suffix}", codec), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(clip.read_bytes()), daemon=True)
+    writer.start()
+    assert streamed(pipe) == streamed(clip)
+    writer.join(10)
+
+
 @pytest.mark.parametrize("last", [100, 2500])
 def test_an_animated_picture(tmp_path: Path, last: int) -> None:
     pages = [Image.new("RGB", (64, 48), (50 * page, 0, 0)) for page in range(5)]
@@ -137,6 +176,14 @@ def test_an_animated_picture(tmp_path: Path, last: int) -> None:
             [0, 50, 100, 150, 200], abs=4
         )
         assert streamed(path)[1] == []
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+def test_pictures_that_are_shown_for_no_time(tmp_path: Path, suffix: str) -> None:
+    pages = [Image.new("RGB", (64, 48), (50 * page, 0, 0)) for page in range(4)]
+    path = tmp_path / f"hasty.{suffix}"
+    pages[0].save(path, save_all=True, append_images=pages[1:], duration=[200, 0, 0, 0])
+    assert streamed(path)[0] == pytest.approx([0, 0.2, 0.3, 0.4])
 
 
 def test_an_animation_that_ends_early_says_so(tmp_path: Path) -> None:
@@ -197,6 +244,43 @@ def test_a_number_of_frames_that_nobody_knows_is_not_guessed(tmp_path: Path) -> 
         assert video.total is None or video.total == len(list(video))
     with open_video(unknown, frames=7) as video:
         assert video.total == 7
+
+
+@given(st.integers(1, 200), st.floats(0.5, 240), st.floats(0.1, 240), st.none() | st.integers(1, 9))
+def test_the_number_that_is_promised_comes(
+    count: int, rate: float, fps: float, frames: int | None
+) -> None:
+    image = np.zeros((1, 1, 3), np.uint8)
+    all_frames = (Frame(index, index / rate, image) for index in range(count))
+    opened = Opened("steady", all_frames, lambda: None, count, rate)
+    video = FrameStream(opened, fps, frames)
+    assert video.total == len(list(video))
+    unsteady = FrameStream(Opened("unsteady", iter(()), lambda: None, count, None), fps, frames)
+    assert unsteady.total == frames
+
+
+class Camera:
+    """Stands for a container whose driver has nothing yet, as often as `waits` says."""
+
+    def __init__(self, *waits: int) -> None:
+        self.waits = list(waits)
+        self.sent = 0
+
+    def demux(self, stream: object) -> Iterator[int]:
+        while self.sent < len(self.waits):
+            if self.waits[self.sent] > 0:
+                self.waits[self.sent] -= 1
+                raise av.error.BlockingIOError(errno.EAGAIN, "nothing yet")
+            self.sent += 1
+            yield self.sent
+
+
+def test_a_camera_that_has_no_picture_yet_is_waited_for() -> None:
+    assert list(_packets(Camera(3, 0, 0, 5, 1), None, 60.0)) == [1, 2, 3, 4, 5]
+    stalled = _packets(Camera(2, 0, 10**9), None, 0.1)
+    assert [next(stalled), next(stalled)] == [1, 2]
+    with pytest.raises(av.error.TimeoutError):
+        next(stalled)
 
 
 @pytest.mark.parametrize("sent", [0, 0.6])

@@ -45,4 +45,5 @@ def _frames(image: Image.Image, count: int, warn: Warn) -> Iterator[Frame]:
             warn(f"the video could not be read beyond frame {max(index - 1, 0)} ({reason})")
             return
         yield Frame(index, time, pixels)
-        time += image.info.get("duration", 100) / 1000
+        # What is to be shown for no time is shown for 100 ms, as browsers do.
+        time += (image.info.get("duration") or 100) / 1000

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 from urllib.parse import urlsplit
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
@@ -52,7 +54,8 @@ def open_camera(number: int, timeout: float, warn: Warn) -> Opened:
         VideoError: there is no such camera, or it cannot be opened.
     """
     device, driver = f"/dev/video{number}", "v4l2"
-    options: dict[str, str] = {}
+    # AVFMT_FLAG_NONBLOCK, which has no name there: a driver that waits cannot be interrupted.
+    options = {"fflags": "+4"}
     if platform.system() == "Darwin":
         device, driver = str(number), "avfoundation"
         options["framerate"] = "30"
@@ -126,7 +129,7 @@ def _decoded(
     index = 0
     damaged = False
     ended: str | None = None
-    packets = container.demux(stream)
+    packets = _packets(container, stream, timeout)
     while ended is None:
         try:
             packet = next(packets)
@@ -164,6 +167,28 @@ def _decoded(
             f"the video is cut short: it ends at frame {index - 1}, {clock.time:.2f} s of the "
             f"{seconds:.2f} s that its header promises"
         )
+
+
+def _packets(
+    container: InputContainer, stream: VideoStream, timeout: float | None
+) -> Iterator[Packet[VideoStream]]:
+    """Read the packets of a stream; wait for a camera that has none yet.
+
+    Raises:
+        av.error.TimeoutError: it had none for `timeout` seconds.
+    """
+    since = monotonic()
+    while True:
+        try:
+            for packet in container.demux(stream):
+                yield packet
+                since = monotonic()
+        except av.error.BlockingIOError:
+            if timeout is not None and monotonic() - since > timeout:
+                raise av.error.TimeoutError(errno.ETIMEDOUT, "timed out") from None
+            sleep(0.002)
+        else:
+            return
 
 
 @contextmanager
@@ -207,14 +232,19 @@ def _pixels(picture: VideoFrame) -> NDArray[np.uint8]:
 
 
 def _seconds(container: InputContainer, stream: VideoStream) -> float | None:
+    """Return how long the header says that the stream lasts, from its first frame on."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
+    start = 0.0
+    if "matroska" in container.format.name and stream.start_time and stream.time_base:
+        # It counts from its clock's zero, wherever the first frame is.
+        start = float(stream.start_time * stream.time_base)
     tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     if tag:
-        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) - start
     # The container's own length is that of its longest stream.
     if container.duration is not None and len(container.streams) == 1:
-        return float(container.duration * Fraction(1, av.time_base))
+        return float(container.duration * Fraction(1, av.time_base)) - start
     return None
 
 

@@ -105,7 +105,8 @@ def _open(source: str | Path | int, timeout: float, warn: Warn) -> Opened:
         if path.is_dir():
             return folder.open_folder(path, warn)
         if path.exists():
-            if animation.is_animation(path):
+            # Not of a pipe: what is read of it is gone.
+            if path.is_file() and animation.is_animation(path):
                 return animation.open_animation(path, warn)
             return decoder.open_file(path, warn)
     except PermissionError:
@@ -127,9 +128,8 @@ def _chosen(source: Iterator[Frame], fps: float | None, frames: int | None) -> I
     taken, slot = 0, -1
     for frame in source:
         if fps is not None:
-            # A clock cut into slots of 1/fps, the first frame of each; half a millisecond of
-            # grace, since containers round their clocks.
-            this_slot = math.floor((frame.time + 5e-4) * fps)
+            # A clock cut into slots of 1/fps, the first frame of each.
+            this_slot = _slot(frame.time, fps)
             if this_slot <= slot:
                 continue
             slot = this_slot
@@ -143,8 +143,14 @@ def _chosen(source: Iterator[Frame], fps: float | None, frames: int | None) -> I
 
 def _total(opened: Opened, fps: float | None, frames: int | None) -> int | None:
     total = opened.count
-    if total is not None and fps is not None and opened.rate and opened.rate > fps:
-        total = math.ceil(total * fps / opened.rate)
+    if total and fps is not None:
+        # Without a steady rate, nobody knows how many of the frames are taken.
+        total = min(total, _slot((total - 1) / opened.rate, fps) + 1) if opened.rate else None
     if frames is not None and (total is None or frames < total):
         total = frames
     return total
+
+
+def _slot(time: float, fps: float) -> int:
+    # Half a millisecond of grace, since containers round their clocks.
+    return math.floor((time + 5e-4) * fps)
