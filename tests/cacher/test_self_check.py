@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -151,6 +152,29 @@ def test_in_every_precision(dtype, make_tower, make_clip):
         tower.encoder.layers[1].self_attn.register_forward_hook(lambda m, i, o: (o[0] / 2, None))
         with pytest.raises(TypeError, match="layer 1"), attach_cacher(tower):
             features(tower, clip)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, "autocast"], ids=str)
+def test_eager_attention_that_is_imprecise_is_no_change(dtype, changed, make_tower, make_clip):
+    tower, clip = make_tower(attn_implementation="eager"), make_clip(4)
+    with torch.no_grad():
+        for layer in tower.encoder.layers:
+            # Logits of about a thousand, which the eager attention rounds to units.
+            layer.self_attn.q_proj.weight.mul_(11)
+            layer.self_attn.k_proj.weight.mul_(11)
+    if dtype != "autocast":
+        tower, clip = tower.to(dtype), clip.to(dtype)
+    if changed:
+        tower.encoder.layers[1].self_attn.register_forward_hook(
+            lambda module, args, output: (0.5 * output[0], None)
+        )
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast")
+    refused = pytest.raises(TypeError, match="layer 1") if changed else nullcontext()
+    with attach_cacher(tower) as cacher, autocast, refused:
+        features(tower, clip)
+    assert cacher.stats.frames == (0 if changed else 4)
+    assert {weight.dtype for weight in tower.parameters()} == {clip.dtype}
 
 
 def test_what_is_called_may_be_changed(make_tower, make_clip, monkeypatch):
