@@ -198,6 +198,23 @@ def test_layers_that_are_run_again(make_tower, make_clip):
     assert torch.equal(features(tower, clip), dense)
 
 
+@pytest.mark.parametrize("interval", [1, 4])
+@pytest.mark.parametrize("kept", [slice(5, None), slice(None, None, 2)], ids=["five", "half"])
+def test_tokens_that_are_dropped_between_layers(kept, interval, make_tower, make_clip):
+    tower, clip = make_tower(), make_clip(3)
+    drop = tower.encoder.layers[0].register_forward_hook(
+        lambda module, args, output: output[:, kept]
+    )
+    with attach_cacher(tower, CacherConfig(refresh_interval=interval)) as cacher:
+        with pytest.raises(ValueError, match=r"layer 1 .* shape \[3, \d+, 32\], .* \[3, 36, 32\]"):
+            features(tower, clip)
+        drop.remove()
+        ours = features(tower, clip)[0]
+        assert cacher.stats.frames == 3
+    assert patched(tower) == []
+    torch.testing.assert_close(ours, features(tower, clip)[0])
+
+
 @pytest.mark.parametrize("part", ["self_attn", "mlp", "layer_norm1"])
 def test_layers_may_share_their_parts(part, make_tower, make_clip):
     tower, clip = make_tower(), make_clip(6)

@@ -97,6 +97,7 @@ class Forward:
         self._recording = recording
         self._check = check
         self._groups: list[_Group] | None = None
+        self._shape = torch.Size()
         self._depth = 0
         self._ran: set[int] = set()
         self._output: Tensor | None = None
@@ -116,7 +117,14 @@ class Forward:
             # Patch embeddings come transposed, which every layer after would pay for.
             x = x.contiguous()
             self._groups = self._begin(x)
+            self._shape = x.shape
             self._replayed = self._replay(x, call)
+        elif x.shape != self._shape:
+            raise ValueError(
+                f"layer {number} of the tower was called with tokens of shape {list(x.shape)}, but "
+                f"the first one with {list(self._shape)}: tokens that are dropped, merged or added "
+                "between layers have no reference. Remove what does so, or detach the Cacher"
+            )
         elif x is not self._output or _writes(x) != self._writes:
             self._take_changed()
         self._check_order(number)
