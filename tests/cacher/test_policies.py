@@ -120,6 +120,18 @@ def test_unseen_pixels_follow_the_plain_schedule_with_one_warning(make_tower, se
     assert ours_stats == stats
 
 
+def test_paused_frames_are_not_taken_for_those_after_them(make_tower, make_clip, seed):
+    tower, clip = make_tower(), make_clip(4)
+    embedded = tower.embeddings(clip).detach()
+    with attach_cacher(tower, CacherConfig(refresh_interval=9)) as cacher, torch.no_grad():
+        features(tower, clip[:1])
+        with cacher.paused():
+            features(tower, make_clip(3, seed=seed + 1))
+        with pytest.warns(RuntimeWarning, match="changes are not noticed"):
+            tower.encoder(inputs_embeds=embedded[1:])
+        assert (cacher.stats.frames, cacher.stats.changes) == (4, 0)
+
+
 def test_a_policy_cannot_ask_about_unseen_pixels(make_tower):
     class Asks:
         watches_change = True

@@ -305,15 +305,18 @@ class Cacher:
     ) -> Any:
         """Run an entry of the tower, whose layers find their way here."""
         scope = self._scope()
-        if scope.paused:
-            return densely(*args, **kwargs)
-        if scope.forward is not None:
+        if scope.forward is not None and not scope.paused:
             if scope.within is densely:
                 raise RuntimeError("the tower was called again from inside its own forward")
             return densely(*args, **kwargs)
-        if scope.modality == "images" and scope.streams is None:
-            self._warn_of_images()
-            return densely(*args, **kwargs)
+        unnamed_images = scope.modality == "images" and scope.streams is None
+        if scope.paused or unnamed_images:
+            if not scope.paused:
+                self._warn_of_images()
+            output = densely(*args, **kwargs)
+            # After it: an entry may hold the embedding too.
+            self._pixels.forget()
+            return output
         refuse_tracing()
         grids = self._check(signature, args, kwargs)
         if scope.streams is None:

@@ -57,6 +57,10 @@ class PixelWatch:
         self._hook.remove()
         self._last = threading.local()
 
+    def forget(self) -> None:
+        """Let go of frames whose layers run without the Cacher."""
+        self._last.size = self._last.pixels = None
+
     def grid(self, frames: int, patches: int) -> tuple[int, int] | None:
         """Return rows and columns of the batch's frames; None: the embedding does not tell.
 
