@@ -1,0 +1,1 @@
+"""Makes the videos and trains the small video LLM that answers are measured with."""
