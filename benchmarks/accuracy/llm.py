@@ -2,77 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional
 from transformers import LlavaOnevisionForConditionalGeneration
 
+from benchmarks.accuracy.features import LONG, Features
 from benchmarks.accuracy.model import END, TOKENS, WIDTH, vocabulary
-from benchmarks.accuracy.tower import pixels
-from stc_stream.evaluate.scenes import TASKS, Question, Script, ask, make_clip
-from stc_stream.evaluate.scenes.script import part_of
+from stc_stream.evaluate.scenes import TASKS, Question, Script, ask
 
-LONG = 16
-"""Frames of a training clip; a step sees a run of them, forwards or backwards."""
 CLIPS_A_STEP = 16
 QUESTIONS = 40
 """Questions a clip and step; each sees the video before its moment and nothing else."""
 _BLOCK = 3
+"""Tokens of a question: newline, question, answer."""
 _IGNORED = -100
-
-
-@dataclass(frozen=True, eq=False)
-class Features:
-    """What the tower, the projector and the pooling make of the training clips.
-
-    Attributes:
-        tokens: float16 [clips, LONG, TOKENS, WIDTH].
-        scripts: what happens in each clip.
-    """
-
-    tokens: NDArray[np.float16]
-    scripts: list[Script]
-
-
-@torch.no_grad()
-def make_features(
-    model: LlavaOnevisionForConditionalGeneration, clips: int, file: Path
-) -> Features:
-    """Encode training clips, or read what was encoded before; an interrupted run goes on."""
-    shape = (clips, LONG, TOKENS, WIDTH)
-    done_file = file.with_suffix(".done")
-    done = int(done_file.read_text()) if done_file.exists() else 0
-    tokens = np.lib.format.open_memmap(
-        file, mode="r+" if file.exists() else "w+", dtype=np.float16, shape=shape
-    )
-    scripts = []
-    for number in track(range(clips), "features"):
-        clip = make_clip("train", number, LONG)
-        scripts.append(clip.script)
-        if number < done:
-            continue
-        tokens[number] = pooled_tokens(model, clip.frames).half().numpy()
-        if (number + 1) % 50 == 0 or number + 1 == clips:
-            tokens.flush()
-            done_file.write_text(str(number + 1))
-    return Features(tokens, scripts)
-
-
-@torch.no_grad()
-def pooled_tokens(
-    model: LlavaOnevisionForConditionalGeneration, frames: NDArray[np.uint8]
-) -> Tensor:
-    """Return the tokens that the LLM sees of a clip's frames, float32 [F, TOKENS, WIDTH]."""
-    core = model.model
-    hidden = core.vision_tower(pixels(frames), output_hidden_states=True).hidden_states[-1]
-    pooled: Tensor = core.apply_pooling(core.multi_modal_projector(hidden))
-    return pooled
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +28,9 @@ class Batch:
 
     Attributes:
         video: float32 [B, V, WIDTH], the tokens of all frames that are left.
-        places: int64 [B, V], each one's place among all tokens of its clip.
-        questions, answers: int64 [B, Q] of tokens; no answer is -100.
+        places: int64 [B, V], each one's place among all tokens of its clip, in rising order.
+        questions, answers: int64 [B, Q] of tokens; where a clip has fewer questions, -100 stands
+            for the answer.
         moments: int64 [B, Q], the last frame that each question sees.
     """
 
@@ -100,7 +48,7 @@ def training_batch(features: Features, step: int, steps: int, seed: int, gaps: b
         features: of the training clips.
         step, steps: the step and how many there are: clips grow from 4 to 12 frames.
         seed: of the training.
-        gaps: whether a random number of tokens, chosen uniformly, is left of each frame.
+        gaps: whether only a part of each frame's tokens is left: how many is random, and which.
     """
     generator = np.random.default_rng([seed, 1, step])
     frames = clip_length(step, steps)
@@ -108,28 +56,14 @@ def training_batch(features: Features, step: int, steps: int, seed: int, gaps: b
     for clip in generator.integers(len(features.scripts), size=CLIPS_A_STEP):
         first = int(generator.integers(0, LONG - frames + 1))
         backwards = bool(generator.random() < 0.5)
-        script = part_of(features.scripts[clip], first, frames, backwards)
+        script = _part_of(features.scripts[clip], first, frames, backwards)
         tokens = features.tokens[clip, first : first + frames]
         videos.append(tokens[::-1] if backwards else tokens)
         asked.append(_questions(script, generator))
-    video = torch.from_numpy(np.stack(videos).astype(np.float32))
-    places = torch.arange(frames * TOKENS).view(frames, TOKENS).expand(CLIPS_A_STEP, -1, -1)
+    video = torch.from_numpy(np.stack(videos).astype(np.float32)).flatten(1, 2)
+    places = torch.arange(frames * TOKENS).expand(CLIPS_A_STEP, -1)
     if gaps:
-        kept = generator.integers(3, TOKENS + 1, size=frames)
-        order = torch.from_numpy(generator.random(places.shape)).argsort(-1)
-        pieces = [order[:, frame, : kept[frame]].sort(-1).values for frame in range(frames)]
-        video = torch.cat(
-            [
-                video[:, frame].gather(1, piece[..., None].expand(-1, -1, WIDTH))
-                for frame, piece in enumerate(pieces)
-            ],
-            dim=1,
-        )
-        places = torch.cat(
-            [places[:, frame].gather(1, piece) for frame, piece in enumerate(pieces)], dim=1
-        )
-    else:
-        video, places = video.flatten(1, 2), places.flatten(1)
+        video, places = _dropped(video, places, generator)
     return Batch(video, places, *encode_questions(asked))
 
 
@@ -139,19 +73,8 @@ def clip_length(step: int, steps: int) -> int:
     return 4 if share < 0.2 else 8 if share < 0.45 else 12
 
 
-def _questions(script: Script, generator: np.random.Generator) -> list[Question]:
-    asked: list[Question] = []
-    length = len(script.states)
-    while len(asked) < QUESTIONS:
-        for task in TASKS:
-            question = ask(task, script.states, int(generator.integers(length)), generator)
-            if question is not None:
-                asked.append(question)
-    return asked[:QUESTIONS]
-
-
 def encode_questions(asked: list[list[Question]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return tokens of questions and answers, and the moments, int64 [B, Q] each; short rows padded."""
+    """Return the questions, answers and moments of a `Batch`, int64 [B, Q] each."""
     token = {text: number for number, text in enumerate(vocabulary())}
     most = max(map(len, asked))
     questions = torch.zeros(len(asked), most, dtype=torch.int64)
@@ -165,14 +88,16 @@ def encode_questions(asked: list[list[Question]]) -> tuple[Tensor, Tensor, Tenso
     return questions, answers, moments
 
 
-def answer_logits(model: LlavaOnevisionForConditionalGeneration, batch: Batch) -> tuple[Tensor, Tensor]:
+def answer_logits(
+    model: LlavaOnevisionForConditionalGeneration, batch: Batch
+) -> tuple[Tensor, Tensor]:
     """Answer all questions of a batch in one pass.
 
     Each question is a block of newline, question and answer behind its clip's tokens, at the
     positions that it would have right after its moment; it sees the frames until then and itself.
 
     Returns:
-        Logits of each answer [B, Q, vocabulary], and of what follows it.
+        Logits of each answer and of what follows it, [B, Q, vocabulary] each.
     """
     core = model.model
     rows, asked = batch.questions.shape
@@ -196,20 +121,6 @@ def answer_logits(model: LlavaOnevisionForConditionalGeneration, batch: Batch) -
     return logits[:, :, 0], logits[:, :, 1]
 
 
-def _mask(video: Tensor, ends: Tensor) -> Tensor:
-    """Return what may see what, bool [B, 1, S, S]."""
-    rows, tokens = video.shape
-    asked = ends.shape[1]
-    size = tokens + asked * _BLOCK
-    mask = torch.zeros(rows, size, size, dtype=torch.bool)
-    mask[:, :tokens, :tokens] = torch.ones(tokens, tokens, dtype=torch.bool).tril()
-    sees = (video[:, None] < ends[..., None]).repeat_interleave(_BLOCK, dim=1)
-    mask[:, tokens:, :tokens] = sees
-    own = torch.block_diag(*[torch.ones(_BLOCK, _BLOCK).tril()] * asked).bool()
-    mask[:, tokens:, tokens:] = own
-    return mask[:, None]
-
-
 def llm_loss(model: LlavaOnevisionForConditionalGeneration, batch: Batch) -> Tensor:
     """Return the loss of a batch's answers, and a little for ending after one."""
     answered, after = answer_logits(model, batch)
@@ -222,8 +133,56 @@ def llm_loss(model: LlavaOnevisionForConditionalGeneration, batch: Batch) -> Ten
 
 
 @torch.no_grad()
-def answers_right(
-    model: LlavaOnevisionForConditionalGeneration, batch: Batch
-) -> Tensor:
+def answers_right(model: LlavaOnevisionForConditionalGeneration, batch: Batch) -> Tensor:
     """Return which questions of a batch are answered right, bool [B, Q]; False where none is."""
     return answer_logits(model, batch)[0].argmax(-1) == batch.answers
+
+
+def _part_of(script: Script, first: int, frames: int, backwards: bool) -> Script:
+    """Return a run of a script's frames, in order of time or against it."""
+    states = script.states[first : first + frames]
+    return replace(script, states=states[::-1] if backwards else states)
+
+
+def _questions(script: Script, generator: np.random.Generator) -> list[Question]:
+    """Ask about each task in turn, each time after a random frame."""
+    asked: list[Question] = []
+    length = len(script.states)
+    while len(asked) < QUESTIONS:
+        for task in TASKS:
+            question = ask(task, script.states, int(generator.integers(length)), generator)
+            if question is not None:
+                asked.append(question)
+    return asked[:QUESTIONS]
+
+
+def _dropped(
+    video: Tensor, places: Tensor, generator: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Leave some tokens of each frame, at least three, as many in every clip."""
+    rows, tokens = places.shape
+    frames = tokens // TOKENS
+    kept = torch.from_numpy(generator.integers(3, TOKENS + 1, (frames, 1)))
+    # A token's rank in a random order of its frame's: those of the lowest ranks are kept.
+    ranks = torch.from_numpy(generator.random((rows, frames, TOKENS))).argsort(-1).argsort(-1)
+    left = (ranks < kept).flatten(1)
+    return video[left].view(rows, -1, WIDTH), places[left].view(rows, -1)
+
+
+def _mask(video: Tensor, ends: Tensor) -> Tensor:
+    """Return what may see what, bool [B, 1, S, S].
+
+    Args:
+        video: int64 [B, V], the places of the tokens that are left.
+        ends: int64 [B, Q], the first place that each question doesn't see.
+    """
+    rows, tokens = video.shape
+    asked = ends.shape[1]
+    size = tokens + asked * _BLOCK
+    mask = torch.zeros(rows, size, size, dtype=torch.bool)
+    mask[:, :tokens, :tokens] = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    sees = (video[:, None] < ends[..., None]).repeat_interleave(_BLOCK, dim=1)
+    mask[:, tokens:, :tokens] = sees
+    own = torch.block_diag(*[torch.ones(_BLOCK, _BLOCK).tril()] * asked).bool()
+    mask[:, tokens:, tokens:] = own
+    return mask[:, None]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
@@ -17,41 +16,41 @@ from transformers import (
 from stc_stream.evaluate.scenes import ANSWERS, FRAME_SIZE, PATCH_SIZE, question_texts
 
 WIDTH = 128
+"""Of the tower and of the LLM."""
 GRID = FRAME_SIZE // PATCH_SIZE
+"""Rows and columns of patches in a frame."""
 TOKENS = (GRID // 2) ** 2
 """Tokens a frame that the LLM sees, after pooling."""
-PAD, END, VIDEO, IMAGE = "<pad>", "<end>", "<video>", "<image>"
+PAD, END, VIDEO, IMAGE, UNKNOWN = "<pad>", "<end>", "<video>", "<image>", "<unknown>"
 
 
 def vocabulary() -> list[str]:
-    """Return every token: a question is one, an answer is one."""
+    """Return every token in order of its number: a question is one, an answer is one."""
     answers = dict.fromkeys(answer for choices in ANSWERS.values() for answer in choices)
-    return [PAD, END, VIDEO, IMAGE, "<unknown>", *answers, *question_texts()]
+    return [PAD, END, VIDEO, IMAGE, UNKNOWN, *answers, *question_texts()]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer that knows whole questions and answers, and reads anything else as unknown."""
+    """Return a tokenizer of whole questions and answers, to which all else is unknown."""
     tokens = vocabulary()
     tokenizer = Tokenizer(
-        models.WordLevel({token: number for number, token in enumerate(tokens)}, "<unknown>")
+        models.WordLevel({token: number for number, token in enumerate(tokens)}, UNKNOWN)
     )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    # Questions first, so that none is cut at a word that is an answer.
-    tokenizer.add_tokens(
-        [AddedToken(text, normalized=False) for text in sorted(tokens[5:], key=len, reverse=True)]
-    )
+    # Added, so that spaces don't cut them; the longest that fits is read.
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens[5:]])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         eos_token=END,
-        unk_token="<unknown>",
+        unk_token=UNKNOWN,
         additional_special_tokens=[VIDEO, IMAGE],
         padding_side="left",
     )
 
 
 def build_model(seed: int) -> LlavaOnevisionForConditionalGeneration:
-    """Return the model with random weights."""
+    """Return the model with random weights that follow from a seed."""
     tokens = vocabulary()
     vision = SiglipVisionConfig(
         hidden_size=WIDTH,
@@ -87,3 +86,15 @@ def build_model(seed: int) -> LlavaOnevisionForConditionalGeneration:
     )
     torch.manual_seed(seed)
     return LlavaOnevisionForConditionalGeneration(config).eval()
+
+
+def tower_weights(model: LlavaOnevisionForConditionalGeneration) -> list[nn.Parameter]:
+    """Return what the first stage trains: the tower and the projector."""
+    core = model.model
+    return [*core.vision_tower.parameters(), *core.multi_modal_projector.parameters()]
+
+
+def llm_weights(model: LlavaOnevisionForConditionalGeneration) -> list[nn.Parameter]:
+    """Return what the second stage trains: the LLM, its output and the newline after a video."""
+    core = model.model
+    return [*core.language_model.parameters(), *model.lm_head.parameters(), core.image_newline]

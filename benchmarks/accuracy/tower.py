@@ -21,12 +21,19 @@ LABELS = _RING + len(COLOURS)
 """What a patch may show: nothing of interest, a square's colour and pattern, a digit, a ring."""
 
 CLIPS = 12
+"""Clips a step."""
 FRAMES_A_CLIP = 3
 _NOTHING_WEIGHT = 0.1
 
 
 class Heads(nn.Module):
-    """What the tower is trained through, thrown away afterwards."""
+    """What the tower is trained through, thrown away afterwards.
+
+    Attributes:
+        patch: what a patch shows.
+        shows: what a pooled token shows, several things perhaps.
+        place: which of a frame's pooled tokens it is.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,14 +42,23 @@ class Heads(nn.Module):
         self.place = nn.Linear(WIDTH, TOKENS)
 
 
+def build_heads(seed: int) -> Heads:
+    """Return heads with random weights that follow from a seed."""
+    torch.manual_seed(seed)
+    return Heads()
+
+
 def patch_labels(script: Script, frame: int) -> NDArray[np.int64]:
-    """Return what each patch of a frame shows, int64 [GRID, GRID]."""
+    """Return what each patch of a frame shows, int64 [GRID, GRID].
+
+    That is the object that covers most of the patch, and at least a third of it.
+    """
     state = script.states[frame]
-    pixels = np.zeros((FRAME_SIZE, FRAME_SIZE), np.int64)
+    shown = np.zeros((FRAME_SIZE, FRAME_SIZE), np.int64)
 
     def mark(at: tuple[int, int], label: int) -> None:
         x, y = at
-        pixels[y : y + SIZE, x : x + SIZE] = label
+        shown[y : y + SIZE, x : x + SIZE] = label
 
     for square in state.squares:
         kind = COLOURS.index(square.colour) * len(PATTERNS) + PATTERNS.index(square.pattern)
@@ -50,16 +66,14 @@ def patch_labels(script: Script, frame: int) -> NDArray[np.int64]:
     if state.ring is not None:
         mark(script.corner, _RING + COLOURS.index(state.ring))
     mark(script.sign, _SIGN + state.digit)
-    # A patch shows what covers at least a third of it.
-    patches = pixels.reshape(GRID, PATCH_SIZE, GRID, PATCH_SIZE).swapaxes(1, 2)
-    patches = patches.reshape(GRID, GRID, -1)
-    label = patches.max(axis=-1)
-    covered = (patches == label[..., None]).mean(axis=-1)
-    return np.where(covered >= 1 / 3, label, NOTHING)
+    patches = shown.reshape(GRID, PATCH_SIZE, GRID, PATCH_SIZE).swapaxes(1, 2)
+    patches = patches.reshape(GRID, GRID, -1, 1)
+    covered = (patches == np.arange(1, LABELS)).mean(axis=2)
+    return np.where(covered.max(axis=-1) >= 1 / 3, 1 + covered.argmax(axis=-1), NOTHING)
 
 
 def frames_with_labels(step: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return a step's frames, float32 [B, 3, H, W] as the tower takes them, and their labels."""
+    """Return a step's frames, float32 [B, 3, H, W], and what they show, int64 [B, GRID, GRID]."""
     generator = np.random.default_rng([seed, step])
     frames, labels = [], []
     for _ in range(CLIPS):
@@ -75,14 +89,37 @@ def pixels(frames: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def hidden_states(model: LlavaOnevisionForConditionalGeneration, frames: Tensor) -> Tensor:
+    """Return what the tower makes of frames [B, 3, H, W]: [B, GRID², WIDTH]."""
+    states: Tensor = model.model.vision_tower(frames, output_hidden_states=True).hidden_states[-1]
+    return states
+
+
+def pooled(model: LlavaOnevisionForConditionalGeneration, hidden: Tensor) -> Tensor:
+    """Return what the LLM sees of the tower's output: [B, TOKENS, WIDTH]."""
+    tokens: Tensor = model.model.apply_pooling(model.model.multi_modal_projector(hidden))
+    return tokens
+
+
 def tower_loss(
     model: LlavaOnevisionForConditionalGeneration, heads: Heads, step: int, seed: int
 ) -> Tensor:
-    """Return a step's loss: labels of patches, of pooled tokens, and where each of those is."""
-    frames, labels = frames_with_labels(step, seed)
-    core = model.model
-    hidden = core.vision_tower(frames, output_hidden_states=True).hidden_states[-1]
-    pooled = core.apply_pooling(core.multi_modal_projector(hidden))
+    """Return a training step's loss; its frames follow from the step and the seed."""
+    return labels_loss(model, heads, *frames_with_labels(step, seed))
+
+
+def labels_loss(
+    model: LlavaOnevisionForConditionalGeneration, heads: Heads, frames: Tensor, labels: Tensor
+) -> Tensor:
+    """Return the loss of labels of patches, of pooled tokens, and of where each of those is.
+
+    Args:
+        model, heads: are trained.
+        frames: float32 [B, 3, H, W], -1 to 1.
+        labels: int64 [B, GRID, GRID].
+    """
+    hidden = hidden_states(model, frames)
+    tokens = pooled(model, hidden)
     importance = torch.ones(LABELS)
     importance[NOTHING] = _NOTHING_WEIGHT
     patch = functional.cross_entropy(
@@ -92,10 +129,10 @@ def tower_loss(
     half = GRID // 2
     shown = shown.view(-1, half, 2, half, 2, LABELS).amax(dim=(2, 4)).flatten(1, 2)
     shows = functional.binary_cross_entropy_with_logits(
-        heads.shows(pooled)[..., 1:], shown[..., 1:], pos_weight=torch.tensor(8.0)
+        heads.shows(tokens)[..., 1:], shown[..., 1:], pos_weight=torch.tensor(8.0)
     )
     places = torch.arange(TOKENS).expand(len(frames), -1)
-    place = functional.cross_entropy(heads.place(pooled).flatten(0, 1), places.flatten())
+    place = functional.cross_entropy(heads.place(tokens).flatten(0, 1), places.flatten())
     return patch + 5 * shows + 0.3 * place
 
 
@@ -103,17 +140,14 @@ def tower_loss(
 def patch_accuracy(
     model: LlavaOnevisionForConditionalGeneration, heads: Heads, clips: int
 ) -> tuple[float, float]:
-    """Return the share of validation patches that are told right: those that show something, all."""
+    """Return the share of validation patches told right: of those that show something, of all."""
     right = shown = something = total = 0
     for number in range(clips):
         clip = make_clip("validation", number)
         labels = torch.from_numpy(
             np.stack([patch_labels(clip.script, frame) for frame in range(len(clip.frames))])
         ).flatten(1)
-        hidden = model.model.vision_tower(
-            pixels(clip.frames), output_hidden_states=True
-        ).hidden_states[-1]
-        found = heads.patch(hidden).argmax(-1) == labels
+        found = heads.patch(hidden_states(model, pixels(clip.frames))).argmax(-1) == labels
         right += int(found.sum())
         total += found.numel()
         something += int((labels != NOTHING).sum())

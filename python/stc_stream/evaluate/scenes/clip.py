@@ -1,4 +1,4 @@
-"""Clips from their seeds."""
+"""Clips from their numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stc_stream.evaluate.scenes.questions import TASKS, Question, ask
 from stc_stream.evaluate.scenes.script import Script, write_script
 
 FRAMES = 12
-"""Frames of a clip, two a second."""
+"""Frames of a clip of the test set."""
 
 _SPLITS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
 
@@ -49,15 +49,10 @@ def make_clip(split: Split, number: int, frames: int = FRAMES) -> Clip:
         ModuleNotFoundError: scikit-image or Pillow isn't installed (`stc-kernels[scenes]`).
         ValueError: an unknown split, a negative number, too few frames.
     """
-    if split not in _SPLITS:
-        raise ValueError(f"split must be one of {', '.join(_SPLITS)}, but is {split!r}")
-    if number < 0:
-        raise ValueError(f"number must be at least 0, but is {number}")
-    if frames < 4:
-        raise ValueError(f"frames must be at least 4, but is {frames}")
-    generator = np.random.default_rng([_SPLITS[split], number])
-    script = write_script(generator, frames)
-    canvases = (background(split, generator), background(split, generator))
+    script, generator = _begin(split, number, frames)
+    canvases = [background(split, generator)]
+    if script.camera == "cut":
+        canvases.append(background(split, generator))
     pictures = draw(script, canvases, generator)
     questions = []
     for task in TASKS:
@@ -67,3 +62,22 @@ def make_clip(split: Split, number: int, frames: int = FRAMES) -> Clip:
             questions.append(question)
     questions.sort(key=lambda question: question.frame)
     return Clip(pictures, script, tuple(questions))
+
+
+def make_script(split: Split, number: int, frames: int = FRAMES) -> Script:
+    """Return the script of `make_clip(split, number, frames)` without drawing anything.
+
+    Raises:
+        ValueError: an unknown split, a negative number, too few frames.
+    """
+    return _begin(split, number, frames)[0]
+
+
+def _begin(split: Split, number: int, frames: int) -> tuple[Script, np.random.Generator]:
+    """Return a clip's script, and the generator that the rest of the clip is made with."""
+    if split not in _SPLITS:
+        raise ValueError(f"split must be one of {', '.join(_SPLITS)}, but is {split!r}")
+    if number < 0:
+        raise ValueError(f"number must be at least 0, but is {number}")
+    generator = np.random.default_rng([_SPLITS[split], number])
+    return write_script(generator, frames), generator

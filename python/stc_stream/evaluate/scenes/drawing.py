@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,14 +38,15 @@ _FONT = {
 
 
 def draw(
-    script: Script, canvases: tuple[Picture, Picture], generator: np.random.Generator
+    script: Script, canvases: Sequence[Picture], generator: np.random.Generator
 ) -> NDArray[np.uint8]:
     """Draw a clip.
 
     Args:
         script: what happens in it.
-        canvases: two backgrounds, [CANVAS, CANVAS, 3], 0 to 255; the second is seen after a cut.
-        generator: moves the camera and the dots, and makes the sensor's noise.
+        canvases: backgrounds, float32 [CANVAS, CANVAS, 3] of 0 to 255: one, and where the camera
+            is `"cut"` another that is seen after the cut.
+        generator: moves the camera and the dots, changes the light, makes the sensor's noise.
 
     Returns:
         Frames, uint8 [F, FRAME_SIZE, FRAME_SIZE, 3].
@@ -51,6 +54,10 @@ def draw(
     frames = len(script.states)
     noise = generator.uniform(0.5, 4.0)
     views = _views(script.camera, frames, canvases, generator)
+    gains = np.ones(frames, np.float32)
+    if script.camera == "light":
+        start, stop = generator.uniform(0.65, 1.25, 2)
+        gains = np.linspace(start, stop, frames, dtype=np.float32)
     dots = generator.uniform(0, FRAME_SIZE, (script.movers, 2))
     steps = generator.uniform(-4, 4, (script.movers, 2))
     clip = np.empty((frames, FRAME_SIZE, FRAME_SIZE, 3), np.uint8)
@@ -58,13 +65,14 @@ def draw(
         for x, y in ((dots + frame * steps) % (FRAME_SIZE - 5)).astype(int):
             view[y : y + 5, x : x + 5] = 110.0
         _put(view, script, state)
-        view += generator.normal(0.0, noise, view.shape).astype(np.float32)
+        view *= gains[frame]
+        view += np.float32(noise) * generator.standard_normal(view.shape, np.float32)
         clip[frame] = np.clip(np.rint(view), 0, 255)
     return clip
 
 
 def _views(
-    camera: str, frames: int, canvases: tuple[Picture, Picture], generator: np.random.Generator
+    camera: str, frames: int, canvases: Sequence[Picture], generator: np.random.Generator
 ) -> list[Picture]:
     """Return what the camera sees of the background in each frame, a copy each."""
     room = CANVAS - FRAME_SIZE
@@ -76,20 +84,17 @@ def _views(
         # Slow enough to stay on the canvas until the end.
         speed = generator.uniform(0.3, 1.0) * room / 2 / frames
         step = speed * np.array([np.cos(angle), np.sin(angle)])
-    gains = np.ones(frames)
-    if camera == "light":
-        gains = np.linspace(*generator.uniform(0.65, 1.25, 2), frames)
     views = []
     for frame in range(frames):
         shake = generator.integers(-2, 3, 2) if camera == "shake" else 0
         x, y = np.clip(np.rint(place + frame * step + shake), 0, room).astype(int)
         canvas = canvases[0] if frame < cut else canvases[1]
-        view = canvas[y : y + FRAME_SIZE, x : x + FRAME_SIZE] * np.float32(gains[frame])
-        views.append(view)
+        views.append(canvas[y : y + FRAME_SIZE, x : x + FRAME_SIZE].copy())
     return views
 
 
 def _put(view: Picture, script: Script, state: State) -> None:
+    """Draw the squares, the ring and the sign of a frame."""
     for square in state.squares:
         area = view[square.y : square.y + SIZE, square.x : square.x + SIZE]
         area[:] = RGB[square.colour]

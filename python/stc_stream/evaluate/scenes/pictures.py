@@ -23,17 +23,19 @@ PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
         "coins.png",
         "grass.png",
         "hubble_deep_field.jpg",
-        "page.png",
         "retina.jpg",
         "text.png",
     ),
     "validation": ("brick.png", "cell.png"),
     "test": ("chelsea.png", "gravel.png", "ihc.png", "rocket.jpg"),
 }
-"""Files of `skimage.data`, all in the public domain or CC0; no split has another's."""
+"""Files of `skimage.data`; no split has another's.
+
+By scikit-image's word each is in the public domain, under CC0 or without known restrictions.
+"""
 
 TEXTURE_SHARE = 0.5
-"""Of the backgrounds, how many are textures."""
+"""Share of the backgrounds that are textures."""
 
 
 def background(split: Split, generator: np.random.Generator) -> Picture:
@@ -58,15 +60,18 @@ def background(split: Split, generator: np.random.Generator) -> Picture:
 
 @cache
 def _photograph(name: str) -> NDArray[np.uint8]:
+    for module, package in (("skimage", "scikit-image"), ("PIL", "Pillow")):
+        if find_spec(module) is None:
+            raise ModuleNotFoundError(
+                f"the photographs of the scenes need scikit-image and Pillow, but {package} isn't "
+                "installed: pip install 'stc-kernels[scenes]'",
+                name=module,
+            )
     from PIL import Image
 
+    # Found, not imported: scikit-image alone imports scipy and more.
     found = find_spec("skimage")
-    if found is None or found.origin is None:
-        raise ModuleNotFoundError(
-            "the photographs of the test set come with scikit-image: "
-            "pip install 'stc-kernels[scenes]'",
-            name="skimage",
-        )
+    assert found is not None and found.origin is not None
     with Image.open(Path(found.origin).parent / "data" / name) as image:
         return np.asarray(image.convert("RGB"))
 

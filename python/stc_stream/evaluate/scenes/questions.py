@@ -47,7 +47,7 @@ class Question:
         frame: it is asked after this frame, counted from 0.
         text: as it is put to the model.
         answer: the right one, one of `ANSWERS[task]`.
-        in_last_frame: whether the frame that it is asked after shows the answer.
+        in_last_frame: whether the frame that it is asked after is enough to know the answer.
     """
 
     task: str
@@ -67,7 +67,14 @@ def ask(
         states: of a clip's frames.
         frame: the last one that is seen.
         generator: chooses what the question is about.
+
+    Raises:
+        ValueError: an unknown task, or a frame that the clip doesn't have.
     """
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, but is {task!r}")
+    if not 0 <= frame < len(states):
+        raise ValueError(f"frame must be from 0 to {len(states) - 1}, but is {frame}")
     found = _ASKED[task](states[: frame + 1], generator)
     return None if found is None else Question(task, frame, *found)
 
@@ -96,7 +103,7 @@ def _about_one(
 ) -> _Found:
     latest = {square.colour: square for state in seen for square in state.squares}
     here = {square.colour for square in seen[-1].squares}
-    gone = [colour for colour in latest if colour not in here]
+    gone = sorted(latest.keys() - here)
     if not latest:
         return None
     asked = gone if gone and (not here or generator.random() < GONE_SHARE) else sorted(here)
@@ -132,9 +139,12 @@ def _first(seen: _Seen, generator: np.random.Generator) -> _Found:
     for frame, state in enumerate(seen):
         for square in state.squares:
             arrivals.setdefault(square.colour, frame)
-    # Two that were there from the start came in no order.
-    colours = sorted(arrivals)
-    pairs = [pair for pair in permutations(colours, 2) if arrivals[pair[0]] != arrivals[pair[1]]]
+    # Of two that came in one frame none was first.
+    pairs = [
+        (one, other)
+        for one, other in permutations(sorted(arrivals), 2)
+        if arrivals[one] != arrivals[other]
+    ]
     if not pairs:
         return None
     pair = pairs[generator.integers(len(pairs))]

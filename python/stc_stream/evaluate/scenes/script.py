@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class State:
 
     Attributes:
         squares: those in the frame.
-        digit: what the sign says.
+        digit: what the sign says, 0 to 9.
         ring: colour of the ring in the corner; None: there is none now.
     """
 
@@ -80,7 +80,13 @@ class Script:
 
 
 def write_script(generator: np.random.Generator, frames: int) -> Script:
-    """Make up what happens in a clip of `frames` frames, at least 4."""
+    """Make up what happens in a clip of `frames` frames, at least 4.
+
+    Raises:
+        ValueError: too few frames.
+    """
+    if frames < 4:
+        raise ValueError(f"frames must be at least 4, but is {frames}")
     corners = [(x, y) for x in (0, FRAME_SIZE - SIZE) for y in (0, FRAME_SIZE - SIZE)]
     corner = corners[generator.integers(4)]
     inner = [
@@ -116,12 +122,6 @@ def write_script(generator: np.random.Generator, frames: int) -> Script:
     camera = CAMERAS[generator.choice(len(CAMERAS), p=(0.36, 0.16, 0.16, 0.16, 0.16))]
     movers = int(generator.integers(3, 8)) if generator.random() < 0.2 else 0
     return Script(tuple(states), sign, corner, camera, movers)
-
-
-def part_of(script: Script, first: int, frames: int, backwards: bool = False) -> Script:
-    """Return a run of a script's frames, in order of time or against it."""
-    states = script.states[first : first + frames]
-    return replace(script, states=states[::-1] if backwards else states)
 
 
 @dataclass(frozen=True)
