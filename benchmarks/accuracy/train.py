@@ -30,6 +30,7 @@ TOWER_STEPS = 1400
 LLM_STEPS = 7000
 CLIPS = 4000
 RATE = 1e-3
+VALIDATION_CLIPS = 40
 
 
 def main() -> int:
@@ -62,7 +63,7 @@ def _train(arguments: argparse.Namespace, stop_at: float) -> None:
         state / "tower.pt",
         stop_at,
     )
-    shown, every = patch_accuracy(model, heads, 40)
+    shown, every = patch_accuracy(model, heads, VALIDATION_CLIPS)
     print(f"validation patches told right: {shown:.1%} of those that show something, {every:.1%}")
     features = make_features(model, arguments.clips, state / "features.npy", stop_at)
     for name in (arguments.only,) if arguments.only else ("dense", "gaps"):
