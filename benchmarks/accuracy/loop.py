@@ -60,10 +60,10 @@ def train(
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
+        TextColumn("loss {task.fields[loss]}"),
     )
     with Progress(*columns) as progress:
-        task = progress.add_task(name, total=steps, completed=first, loss=average)
+        task = progress.add_task(name, total=steps, completed=first, loss="–")
         for step in range(first, steps):
             for group in optimiser.param_groups:
                 group["lr"] = rate * _share_of_rate(step, steps)
@@ -75,7 +75,7 @@ def train(
             now = value.item()
             average = now if math.isnan(average) else 0.98 * average + 0.02 * now
             done = step + 1
-            progress.update(task, completed=done, loss=average)
+            progress.update(task, completed=done, loss=f"{average:.3f}")
             at = time.monotonic()
             if at >= stop_at or done == steps or at - saved_at > SAVE_EVERY:
                 _save(file, done, seconds + at - began, weights, optimiser)
