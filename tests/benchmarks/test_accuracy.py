@@ -346,7 +346,7 @@ def test_shuffled_frames_are_the_same_frames(generator: np.random.Generator) -> 
 
 
 def test_the_cacher_sees_each_clip_anew(model, generator: np.random.Generator) -> None:
-    clips = some_clips(generator, 2, 4)
+    clips = some_clips(generator, 2, 6)  # Not a whole number of refreshes.
     dense = [pooled_tokens(model, clip.frames) for clip in clips]
     cached = measure.cached_tokens(model, clips, CacherConfig.paper())
     for one, other in zip(dense, cached, strict=True):
