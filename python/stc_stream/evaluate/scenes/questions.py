@@ -125,7 +125,7 @@ def _back(seen: _Seen, generator: np.random.Generator) -> _Found:
     others = sorted(colour for colour, times in came.items() if times == 1)
     if returned and (not others or generator.random() < 0.7):
         asked = returned
-    elif generator.random() < 0.45:
+    elif generator.random() < 0.35:
         asked = others
     else:
         # Most clips have no square that came back: "no" would be right too often.
