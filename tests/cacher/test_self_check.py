@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import threading
 from contextlib import nullcontext
 
@@ -152,6 +154,38 @@ def test_in_every_precision(dtype, make_tower, make_clip):
         tower.encoder.layers[1].self_attn.register_forward_hook(lambda m, i, o: (o[0] / 2, None))
         with pytest.raises(TypeError, match="layer 1"), attach_cacher(tower):
             features(tower, clip)
+
+
+class ReversedNorm(nn.LayerNorm):
+    def forward(self, x):
+        return super().forward(x).flip(-1)
+
+
+@pytest.mark.parametrize("patch", ["class", "global hook"])
+def test_norms_that_are_patched_everywhere_are_called(patch, make_tower, make_clip, monkeypatch):
+    tower, clip = make_tower(), make_clip(3)
+    towers = (tower, copy.deepcopy(tower))
+    for module in towers[0].modules():
+        if type(module) is nn.LayerNorm:
+            module.__class__ = ReversedNorm
+    with attach_cacher(towers[0], CacherConfig.paper()):
+        expected = [features(towers[0], frames) for frames in clip.split([1, 2])]
+    own = nn.LayerNorm.forward
+    hook = None
+    if patch == "class":
+        wrapped = functools.wraps(own)(lambda self, x: own(self, x).flip(-1))
+        monkeypatch.setattr(nn.LayerNorm, "forward", wrapped)
+    else:
+        hook = nn.modules.module.register_module_forward_hook(
+            lambda module, args, out: out.flip(-1) if type(module) is nn.LayerNorm else None
+        )
+    try:
+        with attach_cacher(towers[1], CacherConfig.paper()):
+            ours = [features(towers[1], frames) for frames in clip.split([1, 2])]
+    finally:
+        if hook is not None:
+            hook.remove()
+    torch.testing.assert_close(ours, expected)
 
 
 @pytest.mark.parametrize("changed", [False, True])

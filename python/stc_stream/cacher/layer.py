@@ -10,6 +10,7 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks
 
 import stc_kernels
 from stc_stream.cacher.attention import Positions, attend
@@ -362,6 +363,12 @@ def _fuses(norm: nn.Module, *tokens: Tensor) -> TypeGuard[nn.LayerNorm]:
     if type(norm) is not nn.LayerNorm or norm.weight is None or len(norm.normalized_shape) != 1:
         return False
     if norm._forward_hooks or norm._forward_pre_hooks or "forward" in norm.__dict__:
+        return False
+    if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
+        return False
+    # A wrapper may have the name of what it wraps, but not its globals.
+    written_in = getattr(nn.LayerNorm.forward, "__globals__", {}).get("__name__")
+    if written_in != nn.LayerNorm.__module__:
         return False
     dtype, device = tokens[0].dtype, tokens[0].device.type
     return (
