@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jsonschema
@@ -20,6 +20,16 @@ from .conftest import Outcome
 
 Stc = Callable[..., Outcome]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_terminal() -> Iterator[None]:
+    """Answer signals as a terminal's command does, whoever started the tests deaf to them."""
+    usual = [signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL]
+    before = [signal.signal(*pair) for pair in zip(SIGNALS, usual, strict=True)]
+    yield
+    for pair in zip(SIGNALS, before, strict=True):
+        signal.signal(*pair)
 
 
 @pytest.fixture
