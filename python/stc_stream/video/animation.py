@@ -45,5 +45,5 @@ def _frames(image: Image.Image, count: int, warn: Warn) -> Iterator[Frame]:
             warn(f"the video could not be read beyond frame {max(index - 1, 0)} ({reason})")
             return
         yield Frame(index, time, pixels)
-        # What is to be shown for no time is shown for 100 ms, as browsers do.
+        # What is to be shown for no time is shown for 100 ms, as FFmpeg has it for GIF.
         time += (image.info.get("duration") or 100) / 1000

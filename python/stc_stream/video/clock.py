@@ -16,12 +16,14 @@ class Clock:
         rate: frames a second, as the container says; None: it doesn't.
 
     Attributes:
+        start: the first frame's own stamp, in seconds; None: it had none.
         time: of the last frame read, in seconds.
         step: seconds between two frames where no stamp tells.
         end: when the last frame read stops being shown.
     """
 
     def __init__(self, rate: float | None) -> None:
+        self.start: float | None = None
         self.time = 0.0
         self.step = 1 / (rate or 25.0)
         self.end = 0.0
@@ -33,6 +35,7 @@ class Clock:
         """Return the time of the next frame, in the order in which frames are shown."""
         stamp = self._stamp(picture)
         if self._offset is None:
+            self.start = stamp
             self._offset = stamp or 0.0
         elif stamp is None or stamp - self._offset <= self.time:
             self.time += self.step

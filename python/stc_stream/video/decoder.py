@@ -110,18 +110,20 @@ def _opened(
     # A decoder that works ahead on all cores would disturb whoever measures between two frames.
     stream.codec_context.thread_count = 1
     rate = float(stream.average_rate) if stream.average_rate else None
-    seconds = None if live else _seconds(container, stream)
-    frames = _decoded(container, stream, shown, seconds, Clock(rate), timeout, warn)
+    end = None if live else _end(container, stream)
+    frames = _decoded(container, stream, shown, end, Clock(rate), timeout, warn)
     # Where frames come at no steady rate, nobody knows how many there are in a part.
     steady = rate if rate and stream.base_rate and abs(stream.base_rate / rate - 1) < 0.01 else None
-    return Opened(name, frames, container.close, None if live else stream.frames or None, steady)
+    # AVI counts chunks, of which some are empty.
+    counts = not live and container.format.name != "avi"
+    return Opened(name, frames, container.close, stream.frames or None if counts else None, steady)
 
 
 def _decoded(
     container: InputContainer,
     stream: VideoStream,
     name: str,
-    seconds: float | None,
+    end: float | None,
     clock: Clock,
     timeout: float | None,
     warn: Warn,
@@ -159,10 +161,10 @@ def _decoded(
             time = clock.read(picture)
             yield Frame(index, time, _pixels(picture))
             index += 1
-    missing = 0.0 if seconds is None or not index else seconds - clock.end
+    seconds = clock.end if end is None or clock.start is None else end - clock.start
     if ended is not None:
         warn(f"the video could not be read beyond frame {max(index - 1, 0)} ({ended})")
-    elif missing > max(0.25, clock.step):
+    elif seconds - clock.end > max(0.25, clock.step):
         warn(
             f"the video is cut short: it ends at frame {index - 1}, {clock.time:.2f} s of the "
             f"{seconds:.2f} s that its header promises"
@@ -231,20 +233,21 @@ def _pixels(picture: VideoFrame) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1])
 
 
-def _seconds(container: InputContainer, stream: VideoStream) -> float | None:
-    """Return how long the header says that the stream lasts, from its first frame on."""
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
+def _end(container: InputContainer, stream: VideoStream) -> float | None:
+    """Return the stamp, in seconds, at which the header says that the stream ends."""
+    # Matroska counts lengths from its clock's zero, wherever the first frame is.
+    matroska = "matroska" in container.format.name
     start = 0.0
-    if "matroska" in container.format.name and stream.start_time and stream.time_base:
-        # It counts from its clock's zero, wherever the first frame is.
+    if stream.start_time and stream.time_base and not matroska:
         start = float(stream.start_time * stream.time_base)
+    if stream.duration is not None and stream.time_base is not None:
+        return start + float(stream.duration * stream.time_base)
     tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     if tag:
-        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) - start
+        return start + int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
     # The container's own length is that of its longest stream.
     if container.duration is not None and len(container.streams) == 1:
-        return float(container.duration * Fraction(1, av.time_base)) - start
+        return start + float(container.duration * Fraction(1, av.time_base))
     return None
 
 
