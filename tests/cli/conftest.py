@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -30,6 +33,26 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+def told_to_stop(code: str, arguments: list[str], line: str, number: signal.Signals) -> Outcome:
+    """Run Python code with arguments in a process that is sent a signal once it prints a line."""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what runs in the background deaf to it, and so would be the child.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while line not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        out, err = process.stdout.read(), process.stderr.read()
+        return Outcome(process.wait(60), out, err)
 
 
 @pytest.fixture

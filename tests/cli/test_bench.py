@@ -40,7 +40,7 @@ from stc_stream.report.bench import (
 )
 from stc_stream.report.terminal import print_table
 
-from .conftest import TINY, Outcome
+from .conftest import TINY, Outcome, told_to_stop
 
 Stc = Callable[..., Outcome]
 QUICK = ("--rounds", 2, "--no-compile")
@@ -244,24 +244,11 @@ def test_ctrl_c_leaves_what_there_is(tiny_model: Path, tmp_path: Path) -> None:
         "e.TowerBench._time = told\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    command = [sys.executable, "-c", code, "bench", "--model", str(tiny_model), "--no-compile",
-               "--rounds", "1000000", "--json", str(document)]  # fmt: skip
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts what runs in the background deaf to it, and so would be the child.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        while "two rounds" not in process.stdout.readline():
-            assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        out, err = process.stdout.read(), process.stderr.read()
-        code_ = process.wait(60)
-    assert code_ == 0, err
+    arguments = ["bench", "--model", str(tiny_model), "--no-compile",
+                 "--rounds", "1000000", "--json", str(document)]  # fmt: skip
+    outcome = told_to_stop(code, arguments, "two rounds", signal.SIGINT)
+    out, err = outcome.out, outcome.err
+    assert outcome.code == 0, err
     assert "Traceback" not in err
     assert "warning: stopped before all was timed" in err
     numbers = json.loads(document.read_text())

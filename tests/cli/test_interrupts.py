@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import stc_stream.report.page as page
 from stc_stream.report.document import stream_schema
 from stc_stream.report.gallery import Gallery
 
-from .conftest import Outcome
+from .conftest import Outcome, told_to_stop
 
 Stc = Callable[..., Outcome]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -149,25 +147,11 @@ def test_a_process_that_is_told_to_stop(
         "Gallery.offer = offer_and_wait\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    command = [sys.executable, "-c", code, "stream", str(video), "--model", str(tiny_model),
-               "--report", str(report), "--json", str(document)]  # fmt: skip
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts what runs in the background deaf to it, and so would be the child.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        while "four frames" not in process.stdout.readline():
-            assert process.poll() is None
-        process.send_signal(number)
-        out, err = process.stdout.read(), process.stderr.read()
-        code_ = process.wait(60)
-    assert code_ == 0, err
+    arguments = ["stream", str(video), "--model", str(tiny_model),
+                 "--report", str(report), "--json", str(document)]  # fmt: skip
+    outcome = told_to_stop(code, arguments, "four frames", number)
+    out, err = outcome.out, outcome.err
+    assert outcome.code == 0, err
     assert "Traceback" not in err
     assert "warning: stopped at frame 3" in err
     assert "ViT dense" in out
