@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -360,14 +361,46 @@ def test_the_table_counts_by_task(generator: np.random.Generator) -> None:
     clips = some_clips(generator, 30, 8)
     asked = [question for clip in clips for question in clip.questions]
     right = [[question.task != "sign" for question in clip.questions] for clip in clips]
-    head, counts, row = (
-        line[15:].split() for line in measure.table(clips, {"most": right}).splitlines()
-    )
-    for task, count, share in zip(head[:8], counts, row, strict=False):
-        assert int(count) == sum(question.task == task for question in asked)
-        assert share == ("0.0" if task == "sign" else "100.0")
-    memory = [question for question in asked if not question.in_last_frame]
-    assert [int(count) for count in counts[8:]] == [len(asked), len(memory)]
-    assert row[9] == "100.0"
+    counted = measure.count(clips, {"most": right})
+    head, counts, row = measure.table(counted).splitlines()
+    names, cells = head.split(), [cell.split()[0] for cell in re.findall(".{11}", row[15:])]
+    assert names == [*ANSWERS, "all", "memory"]
+    assert [int(count) for count in counts[15:].split()] == [
+        *(sum(question.task == task for question in asked) for task in ANSWERS),
+        len(asked),
+        sum(not question.in_last_frame for question in asked),
+    ]
     signs = sum(question.task == "sign" for question in asked)
-    assert row[8] == f"{100 * (1 - signs / len(asked)):.1f}"
+    for name, cell in zip(names, cells, strict=True):
+        expected = {"sign": 0.0, "all": 100 * (1 - signs / len(asked))}.get(name, 100.0)
+        assert cell == f"{expected:.1f}"
+
+
+def test_an_interval_knows_that_questions_share_clips(generator: np.random.Generator) -> None:
+    """It is as wide as the scatter of means over clips that are drawn again and again."""
+    sizes = generator.integers(3, 9, 200)
+    clip = np.repeat(np.arange(200), sizes)
+    hard = generator.random(200) < 0.3
+    right = generator.random(len(clip)) < np.where(hard[clip], 0.2, 0.95)
+    found = measure.share(right, clip)
+    assert (found.asked, found.right) == (len(right), int(right.sum()))
+    assert found.percent == pytest.approx(100 * right.mean())
+    sums = np.bincount(clip, right)
+    means = []
+    for _ in range(2000):
+        drawn = generator.integers(200, size=200)
+        means.append(100 * sums[drawn].sum() / sizes[drawn].sum())
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * np.std(means), rel=0.1)
+    alone = 196 * np.sqrt(right.mean() * (1 - right.mean()) / len(right))
+    assert (found.high - found.low) / 2 > 1.3 * alone
+    one = measure.share(right[:2], np.zeros(2, np.int64))
+    assert (one.low, one.high) == (None, None)
+    assert measure.share(right[:0], clip[:0]).percent is None
+
+
+def test_what_is_measured_is_read_again(generator: np.random.Generator, tmp_path) -> None:
+    clips = some_clips(generator, 3, 5)
+    right = [[bool(generator.random() < 0.5) for _ in clip.questions] for clip in clips]
+    found = {"model": "dense", "rows": measure.count(clips, {"dense": right})}
+    measure.write_json(found, tmp_path / "a" / "found.json")
+    assert measure.read_json(tmp_path / "a" / "found.json") == found
