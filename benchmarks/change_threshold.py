@@ -31,9 +31,10 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from stc_stream.benchmark.sides import shared_copy
 from stc_stream.cacher import CacherConfig, attach_cacher
 from stc_stream.cacher.schedule import Streams
-from stc_stream.comparison import GEOMETRIES, VisionTower, build_tower
 from stc_stream.report.document import machine
 from stc_stream.report.versions import versions
+from stc_stream.towers.load import VisionTower, build_tower
+from stc_stream.towers.sizes import GEOMETRIES
 from stc_stream.video import open_video
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6)

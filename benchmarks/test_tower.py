@@ -23,7 +23,8 @@ from torch import Tensor
 from stc_stream import Cacher, CacherConfig, CacherStats, attach_cacher
 from stc_stream.benchmark import Arithmetic
 from stc_stream.benchmark.sides import Dense, compiled, eager, quiet, shared_copy
-from stc_stream.comparison import GEOMETRIES, VisionTower, build_tower
+from stc_stream.towers.load import VisionTower, build_tower
+from stc_stream.towers.sizes import GEOMETRIES
 
 RATIO = 0.25
 NEVER = 1_000_000

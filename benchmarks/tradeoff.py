@@ -32,9 +32,10 @@ from benchmarks.tome import MergedTower
 from stc_stream.benchmark import bench_clip
 from stc_stream.benchmark.sides import shared_copy
 from stc_stream.cacher import Cacher, CacherConfig, Recording, attach_cacher
-from stc_stream.comparison import GEOMETRIES, ModelError, VisionTower, build_tower, load_tower
 from stc_stream.report.document import machine
 from stc_stream.report.versions import versions
+from stc_stream.towers.load import ModelError, VisionTower, build_tower, load_tower
+from stc_stream.towers.sizes import GEOMETRIES
 
 INTERVALS = (2, 4, 8)
 RATIOS = (0.1, 0.25, 0.5)

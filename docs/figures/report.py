@@ -10,9 +10,10 @@ from pathlib import Path
 from PIL import Image
 
 import stc_stream
-from stc_stream.comparison import StreamComparison, load_tower
+from stc_stream.comparison import StreamComparison
 from stc_stream.report.gallery import Gallery
 from stc_stream.report.pictures import overlay, similarity_map
+from stc_stream.towers.load import load_tower
 from stc_stream.video import open_video
 
 MOMENTS = ("A refresh: all is computed", "Right after a refresh", "Part of the picture moves")

@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from stc_stream.benchmark import BenchConfig, BenchRun, Clip
-    from stc_stream.comparison import StreamComparison, VisionTower
+    from stc_stream.comparison import StreamComparison
     from stc_stream.report.gallery import Gallery
     from stc_stream.report.run import StreamRun
+    from stc_stream.towers.load import VisionTower
     from stc_stream.video import FrameStream
 
     # Generic from click 8.4 on, and not to be indexed before.
@@ -561,8 +562,9 @@ def _comparison(
 ) -> StreamComparison:
     _kernels()
     from stc_stream.cacher import CacherConfig
-    from stc_stream.comparison import ModelError, StreamComparison, load_tower
+    from stc_stream.comparison import StreamComparison
     from stc_stream.pruner import PrunerConfig
+    from stc_stream.towers.load import ModelError, load_tower
 
     try:
         tower = load_tower(model, device=device, dtype=dtype)
@@ -714,7 +716,8 @@ def _bench_tower(
 ) -> tuple[VisionTower, int]:
     """Return the tower to time, perhaps its first layers only, and how many it has."""
     from stc_stream.benchmark import first_layers, fitting_layers
-    from stc_stream.comparison import GEOMETRIES, ModelError, build_tower, load_tower
+    from stc_stream.towers.load import ModelError, build_tower, load_tower
+    from stc_stream.towers.sizes import GEOMETRIES
 
     try:
         if model is not None:

@@ -17,8 +17,8 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransforme
 from benchmarks import test_tower as bench
 from benchmarks import tower_report
 from stc_stream import CacherConfig, attach_cacher
-from stc_stream.comparison import VisionTower
-from stc_stream.comparison.geometries import Packing
+from stc_stream.towers.load import VisionTower
+from stc_stream.towers.sizes import Packing
 
 TINY = {
     "hidden_size": 32,

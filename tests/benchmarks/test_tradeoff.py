@@ -16,7 +16,7 @@ from benchmarks.tome import MergedTower
 from stc_stream.benchmark import bench_clip
 from stc_stream.benchmark.sides import shared_copy
 from stc_stream.cacher import CacherConfig, attach_cacher
-from stc_stream.comparison import VisionTower
+from stc_stream.towers.load import VisionTower
 
 TINY = {
     "hidden_size": 32,

@@ -29,7 +29,7 @@ from stc_stream.benchmark import (
     Setting,
     Timing,
 )
-from stc_stream.comparison import GEOMETRIES, Fidelity, load_tower
+from stc_stream.comparison import Fidelity
 from stc_stream.report.bench import (
     bench_schema,
     dense_table,
@@ -39,6 +39,8 @@ from stc_stream.report.bench import (
     verdict,
 )
 from stc_stream.report.terminal import print_table
+from stc_stream.towers.load import load_tower
+from stc_stream.towers.sizes import GEOMETRIES
 
 from .conftest import TINY, Outcome, told_to_stop
 

@@ -30,10 +30,10 @@ from stc_stream.benchmark.clip import synthetic_clip
 from stc_stream.benchmark.plan import turn
 from stc_stream.benchmark.sides import Ours, eager, graphed, shared_copy
 from stc_stream.cacher import CacherConfig, attach_cacher
-from stc_stream.comparison import GEOMETRIES, VisionTower, build_tower, load_tower
 from stc_stream.comparison.fidelity import FidelityTally, cosines, watch_layers
-from stc_stream.comparison.geometries import Packing
 from stc_stream.towers import read_tower
+from stc_stream.towers.load import VisionTower, build_tower, load_tower
+from stc_stream.towers.sizes import GEOMETRIES, Packing
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import jsonschema
 import pytest
 
 import stc_stream.comparison
+import stc_stream.towers.load
 from stc_stream.report.document import stream_schema
 from stc_stream.report.target import check_file, descriptor_of, is_standard_output, write_whole
 
@@ -122,7 +123,7 @@ def test_what_cannot_be_written_is_told_before_the_run(
     def load(*arguments: object, **options: object) -> None:
         raise AssertionError("a tower was loaded")
 
-    monkeypatch.setattr(stc_stream.comparison, "load_tower", load)
+    monkeypatch.setattr(stc_stream.towers.load, "load_tower", load)
     folder = tmp_path / "out"
     folder.mkdir()
     path = folder / {"--json": "a.json", "--report": "index.html", "--figure": "a.svg"}[option]

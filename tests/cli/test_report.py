@@ -34,7 +34,6 @@ from stc_stream.comparison import (
     FrameResult,
     FrameView,
     StreamComparison,
-    load_tower,
     summarise,
 )
 from stc_stream.pruner import PrunerConfig
@@ -50,6 +49,7 @@ from stc_stream.report.page import render, write_report
 from stc_stream.report.pictures import OUTLINE, TINT, overlay, similarity_map, size
 from stc_stream.report.run import StreamRun
 from stc_stream.report.table import summary_table, verdict
+from stc_stream.towers.load import load_tower
 from stc_stream.video import open_video
 
 ORDINARY = FrameNumbers(

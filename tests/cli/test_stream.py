@@ -25,10 +25,11 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, 
 
 import stc_kernels
 from stc_stream.cacher import CacherConfig, attach_cacher
-from stc_stream.comparison import StreamComparison, load_tower, summarise
+from stc_stream.comparison import StreamComparison, summarise
 from stc_stream.pruner import PrunerConfig, TokenPruner
 from stc_stream.report.document import stream_schema
 from stc_stream.report.target import write_whole
+from stc_stream.towers.load import load_tower
 from stc_stream.video import open_video
 
 from .conftest import TINY, Outcome

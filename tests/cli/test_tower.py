@@ -18,8 +18,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-import stc_stream.comparison.tower as tower_module
-from stc_stream.comparison import ModelError, load_tower
+import stc_stream.towers.load as tower_module
+from stc_stream.towers.load import ModelError, load_tower
 
 from .conftest import TINY
 

@@ -18,9 +18,9 @@ from stc_stream.benchmark.plan import BenchConfig, rounds_that_fit, turn
 from stc_stream.benchmark.results import BenchRun, Dense, RatioFidelity, Setting, Timing
 from stc_stream.benchmark.sides import Dense as DenseRun
 from stc_stream.benchmark.sides import Inputs, Ours, compiled, eager, graphed, quiet, shared_copy
-from stc_stream.comparison import VisionTower
 from stc_stream.comparison.fidelity import FidelityTally, cosines, watch_layers
 from stc_stream.towers import read_tower
+from stc_stream.towers.load import VisionTower
 
 EAGER, COMPILED, GRAPH = "eager", "compiled", "in a CUDA graph"
 COMPILED_GRAPH = "compiled, in a CUDA graph"

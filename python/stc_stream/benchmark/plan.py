@@ -12,8 +12,8 @@ from torch import nn
 from stc_stream.benchmark.arithmetic import Arithmetic
 from stc_stream.benchmark.clip import Clip
 from stc_stream.cacher import CacherConfig
-from stc_stream.comparison import VisionTower
 from stc_stream.towers import read_tower
+from stc_stream.towers.load import VisionTower
 
 SECONDS = 45.0
 """How long the rounds of a default run may take; compiling and fidelity come on top."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stc_stream.benchmark.plan import BenchConfig
-from stc_stream.comparison import Fidelity, VisionTower
+from stc_stream.comparison import Fidelity
+from stc_stream.towers.load import VisionTower
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stc_stream.cacher import Cacher, CacherConfig, StreamFrame, attach_cacher
 from stc_stream.cacher.graphs import Backend, CudaBackend
-from stc_stream.comparison import VisionTower
+from stc_stream.towers.load import VisionTower
 
 Inputs = Mapping[str, Tensor]
 Dense = Callable[[Inputs], Tensor]

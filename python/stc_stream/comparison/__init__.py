@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from stc_stream.comparison.engine import StreamComparison
 from stc_stream.comparison.fidelity import Fidelity
-from stc_stream.comparison.geometries import GEOMETRIES
 from stc_stream.comparison.results import (
     FrameNumbers,
     FrameResult,
@@ -13,20 +12,14 @@ from stc_stream.comparison.results import (
     Summary,
     summarise,
 )
-from stc_stream.comparison.tower import ModelError, VisionTower, build_tower, load_tower
 
 __all__ = [
-    "GEOMETRIES",
     "Fidelity",
     "FrameNumbers",
     "FrameResult",
     "FrameView",
     "Latency",
-    "ModelError",
     "StreamComparison",
     "Summary",
-    "VisionTower",
-    "build_tower",
-    "load_tower",
     "summarise",
 ]

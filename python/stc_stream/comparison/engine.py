@@ -18,8 +18,8 @@ from torch import Tensor
 from stc_stream.cacher import CacherConfig, LayerRecord, attach_cacher
 from stc_stream.comparison.fidelity import Fidelity, FidelityTally, cosines, watch_layers
 from stc_stream.comparison.results import FrameNumbers, FrameResult, FrameView
-from stc_stream.comparison.tower import VisionTower
 from stc_stream.pruner import PrunerConfig, TokenPruner
+from stc_stream.towers.load import VisionTower
 from stc_stream.video import Frame
 
 Result = TypeVar("Result")

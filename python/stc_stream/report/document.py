@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 import stc_kernels
-from stc_stream.comparison import VisionTower
 from stc_stream.report.run import StreamRun
 from stc_stream.report.target import write_whole
 from stc_stream.report.versions import cores, processor, versions
+from stc_stream.towers.load import VisionTower
 
 SCHEMA_VERSION = 1
 

@@ -7,8 +7,9 @@ from functools import cached_property
 
 from stc_stream.cacher import CacherConfig
 from stc_stream.cacher.change import moving_camera
-from stc_stream.comparison import Fidelity, FrameNumbers, Summary, VisionTower, summarise
+from stc_stream.comparison import Fidelity, FrameNumbers, Summary, summarise
 from stc_stream.pruner import PrunerConfig
+from stc_stream.towers.load import VisionTower
 
 
 @dataclass(frozen=True)

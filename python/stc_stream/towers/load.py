@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, SiglipVisionModel
 
-from stc_stream.comparison.geometries import GEOMETRIES, SEED, Packing
 from stc_stream.towers import read_tower
+from stc_stream.towers.sizes import GEOMETRIES, SEED, Packing
 
 VISION_TYPES: dict[str, Any] = {
     "siglip": SiglipVisionModel,
