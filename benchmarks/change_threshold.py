@@ -33,8 +33,8 @@ from stc_stream.cacher import CacherConfig, attach_cacher
 from stc_stream.cacher.schedule import Streams
 from stc_stream.report.document import machine
 from stc_stream.report.versions import versions
-from stc_stream.towers.load import VisionTower, build_tower
-from stc_stream.towers.sizes import GEOMETRIES
+from stc_stream.towers.load import VisionModel, build_tower
+from stc_stream.towers.sizes import MODEL_SIZES
 from stc_stream.video import open_video
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def small_tower() -> VisionTower:
+def small_tower() -> VisionModel:
     """Return a SigLIP tower of 6 layers of 192 with random weights, the same each time."""
     sizes = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
     config = SiglipVisionConfig(
@@ -116,12 +116,12 @@ def small_tower() -> VisionTower:
     middle = (0.5, 0.5, 0.5)
     name = f"SigLIP, {LAYERS} layers of {WIDTH}, {SIDE} pixels, random weights (seed 0)"
     cpu, float32 = torch.device("cpu"), torch.float32
-    return VisionTower(
+    return VisionModel(
         module, name, False, SIDE, PATCH, WIDTH, LAYERS, middle, middle, cpu, float32
     )
 
 
-def clips(tower: VisionTower, files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
+def clips(tower: VisionModel, files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
     """Give the name and the frames, [F, 3, side, side], of each file and each pan."""
     for file in files:
         with open_video(file, fps=FPS, frames=MOST_FRAMES) as opened:
@@ -171,7 +171,7 @@ def cost(geometry: str, rounds: int = 15, layers: int = 2) -> str:
     One layer's time is that of the last of `layers`; a frame is as many of them as the tower has.
     """
     tower = build_tower(geometry, layers=layers, device="cpu", dtype="float32")
-    depth = GEOMETRIES[geometry].layers
+    depth = MODEL_SIZES[geometry].layers
     frames = torch.randn(4, 3, tower.image_size, tower.image_size)
     spent: dict[bool, list[float]] = {False: [], True: []}
     frame_seconds = []

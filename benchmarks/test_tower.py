@@ -23,8 +23,8 @@ from torch import Tensor
 from stc_stream import Cacher, CacherConfig, CacherStats, attach_cacher
 from stc_stream.benchmark import Arithmetic
 from stc_stream.benchmark.sides import Dense, compiled, eager, quiet, shared_copy
-from stc_stream.towers.load import VisionTower, build_tower
-from stc_stream.towers.sizes import GEOMETRIES
+from stc_stream.towers.load import VisionModel, build_tower
+from stc_stream.towers.sizes import MODEL_SIZES
 
 RATIO = 0.25
 NEVER = 1_000_000
@@ -32,13 +32,13 @@ LARGE = ("siglip-so400m", "clip-l", "qwen2-vl")
 STREAMS = (1, 2, 4, 8, 16, 32, 64)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
-Make = Callable[[str, int], VisionTower]
+Make = Callable[[str, int], VisionModel]
 Inputs = dict[str, Tensor]
 
 
 @pytest.fixture(params=["float32", "bfloat16"])
 def make_tower(request: pytest.FixtureRequest, device: str) -> Make:
-    def make(name: str, layers: int) -> VisionTower:
+    def make(name: str, layers: int) -> VisionModel:
         return build_tower(name, layers=layers, device=device, dtype=request.param)
 
     return make
@@ -47,7 +47,7 @@ def make_tower(request: pytest.FixtureRequest, device: str) -> Make:
 @pytest.mark.parametrize("name", LARGE)
 def test_selective_frame(benchmark, make_tower: Make, name: str):
     """One stream, a frame at a time, after its refresh; all layers."""
-    tower = make_tower(name, GEOMETRIES[name].layers)
+    tower = make_tower(name, MODEL_SIZES[name].layers)
     compare(benchmark, tower, CacherConfig.paper(RATIO, NEVER), clip(tower, 1), rounds=5)
 
 
@@ -88,7 +88,7 @@ def test_selective_frames_of_streams(benchmark, make_tower: Make, streams: int):
     )
 
 
-def clip(tower: VisionTower, batches: int, streams: int = 1) -> list[Inputs]:
+def clip(tower: VisionModel, batches: int, streams: int = 1) -> list[Inputs]:
     """Return batches of a frame of each stream: still scenes with noise, a quarter changing."""
     generator = torch.Generator().manual_seed(1)
     size = tower.image_size
@@ -104,7 +104,7 @@ def clip(tower: VisionTower, batches: int, streams: int = 1) -> list[Inputs]:
 
 def compare(
     benchmark: Callable[..., object],
-    tower: VisionTower,
+    tower: VisionModel,
     config: CacherConfig,
     batches: Sequence[Inputs],
     rounds: int,
@@ -160,7 +160,7 @@ def compare(
     return stats
 
 
-def dense_sides(tower: VisionTower, batch: Inputs) -> tuple[dict[str, Dense], dict[str, str]]:
+def dense_sides(tower: VisionModel, batch: Inputs) -> tuple[dict[str, Dense], dict[str, str]]:
     """Return the tower eager and compiled, and what could not be compiled here."""
     sides = {"dense": eager(tower.module)}
     fast = compiled(shared_copy(tower.module))
@@ -175,7 +175,7 @@ def dense_sides(tower: VisionTower, batch: Inputs) -> tuple[dict[str, Dense], di
     return sides | {"dense_compiled": fast}, {}
 
 
-def check(tower: VisionTower, cacher: Cacher, batches: Sequence[Inputs]) -> None:
+def check(tower: VisionModel, cacher: Cacher, batches: Sequence[Inputs]) -> None:
     """Refuse to time what is wrong; leaves every stream with a reference, and in its turn."""
     with cacher.paused():
         dense = tower.module(**batches[0]).last_hidden_state.float()
@@ -189,6 +189,6 @@ def check(tower: VisionTower, cacher: Cacher, batches: Sequence[Inputs]) -> None
         tower.module(**batch)
 
 
-def _wait(tower: VisionTower) -> None:
+def _wait(tower: VisionModel) -> None:
     if tower.device.type == "cuda":
         torch.cuda.synchronize(tower.device)

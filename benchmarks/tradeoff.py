@@ -34,8 +34,8 @@ from stc_stream.benchmark.sides import shared_copy
 from stc_stream.cacher import Cacher, CacherConfig, Recording, attach_cacher
 from stc_stream.report.document import machine
 from stc_stream.report.versions import versions
-from stc_stream.towers.load import ModelError, VisionTower, build_tower, load_tower
-from stc_stream.towers.sizes import GEOMETRIES
+from stc_stream.towers.load import ModelError, VisionModel, build_tower, load_tower
+from stc_stream.towers.sizes import MODEL_SIZES
 
 INTERVALS = (2, 4, 8)
 RATIOS = (0.1, 0.25, 0.5)
@@ -133,7 +133,7 @@ class Times:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure or redraw; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tradeoff", description=__doc__)
-    parser.add_argument("--tower", default="siglip-base", choices=GEOMETRIES)
+    parser.add_argument("--tower", default="siglip-base", choices=MODEL_SIZES)
     parser.add_argument("--model", help="a SigLIP or CLIP model with its weights, instead")
     parser.add_argument("--layers", type=int, help="only the first so many, of --tower")
     parser.add_argument("--frames", type=int, help="only the clip's first so many")
@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @torch.no_grad()
 def measure(
-    tower: VisionTower, frames: int | None = None, tell: Callable[[str], object] = str
+    tower: VisionModel, frames: int | None = None, tell: Callable[[str], object] = str
 ) -> Tradeoff:
     """Run the clip every way, and see how close each stays to dense.
 
@@ -218,7 +218,7 @@ def measure(
 
 
 @torch.no_grad()
-def timed(found: Tradeoff, tower: VisionTower, frames: int = 9) -> Tradeoff:
+def timed(found: Tradeoff, tower: VisionModel, frames: int = 9) -> Tradeoff:
     """Return the trade-off with its latencies, of this machine as it is now.
 
     Args:
@@ -356,7 +356,7 @@ def draw(found: Tradeoff, directory: Path) -> None:
 class _Way:
     """A way to run the clip, frame by frame."""
 
-    def __init__(self, kind: str, settings: dict[str, Any], tower: VisionTower) -> None:
+    def __init__(self, kind: str, settings: dict[str, Any], tower: VisionModel) -> None:
         self.kind = kind
         self.settings = settings
         self.tower = tower
@@ -396,7 +396,7 @@ class _CacherWay(_Way):
         self,
         kind: str,
         settings: dict[str, Any],
-        tower: VisionTower,
+        tower: VisionModel,
         config: CacherConfig,
         record: bool = False,
     ) -> None:
@@ -431,7 +431,7 @@ class _CacherWay(_Way):
 class _SkipWay(_Way):
     """Whole frames are skipped: the last output again, which costs nothing."""
 
-    def __init__(self, tower: VisionTower, interval: int) -> None:
+    def __init__(self, tower: VisionModel, interval: int) -> None:
         super().__init__("skip", {"refresh_interval": interval}, tower)
         self._interval = interval
 
@@ -451,7 +451,7 @@ class _SkipWay(_Way):
 class _MergeWay(_Way):
     """Tokens are merged within the frame."""
 
-    def __init__(self, tower: VisionTower, merged: int) -> None:
+    def __init__(self, tower: VisionModel, merged: int) -> None:
         super().__init__("merge", {"merged": merged}, tower)
         self._merged = MergedTower(shared_copy(tower.module), merged)
 
@@ -462,7 +462,7 @@ class _MergeWay(_Way):
         return self._merged.share
 
 
-def _at(tower: VisionTower, interval: int, every: bool = False) -> list[_Way]:
+def _at(tower: VisionModel, interval: int, every: bool = False) -> list[_Way]:
     """Return the ways with a refresh interval; `every`: all kinds, else each at its own."""
     ways: list[_Way] = []
     for ratio in RATIOS:
@@ -489,12 +489,12 @@ def _key(kind: str, settings: dict[str, Any]) -> str:
     return json.dumps([kind, rest], sort_keys=True)
 
 
-def _dense(tower: VisionTower, inputs: dict[str, Tensor]) -> Tensor:
+def _dense(tower: VisionModel, inputs: dict[str, Tensor]) -> Tensor:
     tokens: Tensor = tower.module(**inputs).last_hidden_state
     return tokens
 
 
-def _same_choice(tower: VisionTower, one: Recording, other: Recording) -> list[float]:
+def _same_choice(tower: VisionModel, one: Recording, other: Recording) -> list[float]:
     """Return, by layer, the share of the patches that `one` recomputed which `other` did too."""
     shares = []
     for ours, theirs in zip(one.layers, other.layers, strict=True):
@@ -503,12 +503,12 @@ def _same_choice(tower: VisionTower, one: Recording, other: Recording) -> list[f
     return shares
 
 
-def _cosine(tower: VisionTower, tokens: Tensor, dense: Tensor) -> float:
+def _cosine(tower: VisionModel, tokens: Tensor, dense: Tensor) -> float:
     one, other = (t[0, tower.prefix_tokens :].float() for t in (tokens, dense))
     return float(F.cosine_similarity(one, other, dim=-1).mean())
 
 
-def _clocked(tower: VisionTower, run: Callable[[], Tensor]) -> tuple[Tensor, float]:
+def _clocked(tower: VisionModel, run: Callable[[], Tensor]) -> tuple[Tensor, float]:
     wait = torch.cuda.synchronize if tower.device.type == "cuda" else _nothing
     wait()
     start = time.perf_counter()

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from stc_stream.comparison import StreamComparison
     from stc_stream.report.gallery import Gallery
     from stc_stream.report.run import StreamRun
-    from stc_stream.towers.load import VisionTower
+    from stc_stream.towers.load import VisionModel
     from stc_stream.video import FrameStream
 
     # Generic from click 8.4 on, and not to be indexed before.
@@ -485,7 +485,7 @@ def _console(document: Path | None = None) -> Console:
     return Console(markup=False, emoji=False, quiet=quiet)
 
 
-def _tower_words(tower: VisionTower, layers: str = "") -> str:
+def _tower_words(tower: VisionModel, layers: str = "") -> str:
     parts = [printable(tower.name), *([layers] if layers else []), tower.weights]
     return f"{', '.join(parts)}, on {tower.device}"
 
@@ -583,7 +583,7 @@ def _as_option(message: str) -> str:
     return f"--{name.replace('_', '-')} {rest}"
 
 
-def _check_tokens(tower: VisionTower, tokens_per_frame: int | None) -> None:
+def _check_tokens(tower: VisionModel, tokens_per_frame: int | None) -> None:
     if tokens_per_frame is not None and tokens_per_frame > tower.tokens:
         _fail(
             f"--tokens-per-frame must be at most {tower.tokens}, the tokens of a frame of "
@@ -713,11 +713,11 @@ def _bench_tower(
     dtype: str,
     config: BenchConfig,
     clip: Clip,
-) -> tuple[VisionTower, int]:
+) -> tuple[VisionModel, int]:
     """Return the tower to time, perhaps its first layers only, and how many it has."""
     from stc_stream.benchmark import first_layers, fitting_layers
     from stc_stream.towers.load import ModelError, build_tower, load_tower
-    from stc_stream.towers.sizes import GEOMETRIES
+    from stc_stream.towers.sizes import MODEL_SIZES
 
     try:
         if model is not None:
@@ -726,7 +726,7 @@ def _bench_tower(
             if layers is None and config.rounds is None:
                 layers = fitting_layers(tower, whole, config, clip)
             return (tower if layers in (None, whole) else first_layers(tower, layers)), whole
-        whole = GEOMETRIES[name].layers
+        whole = MODEL_SIZES[name].layers
         if layers is None and config.rounds is None:
             probe = build_tower(name, layers=2, device=device, dtype=dtype)
             layers = fitting_layers(probe, whole, config, clip)
@@ -747,7 +747,7 @@ def _memory_errors() -> tuple[type[BaseException], ...]:
 
 
 def _bench(
-    tower: VisionTower,
+    tower: VisionModel,
     whole: int,
     config: BenchConfig,
     clip: Clip,

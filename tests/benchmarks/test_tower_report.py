@@ -17,7 +17,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransforme
 from benchmarks import test_tower as bench
 from benchmarks import tower_report
 from stc_stream import CacherConfig, attach_cacher
-from stc_stream.towers.load import VisionTower
+from stc_stream.towers.load import VisionModel
 from stc_stream.towers.sizes import Packing
 
 TINY = {
@@ -31,7 +31,7 @@ TINY = {
 HALF = (0.5, 0.5, 0.5)
 
 
-def make(family: str) -> VisionTower:
+def make(family: str) -> VisionModel:
     prefix, packing = 0, None
     if family == "siglip":
         module = SiglipVisionModel(SiglipVisionConfig(**TINY, vision_use_head=False))
@@ -42,7 +42,7 @@ def make(family: str) -> VisionTower:
         module, packing = Qwen2VisionTransformerPretrainedModel(config), Packing(2, 2)
     cpu, module = torch.device("cpu"), module.eval().requires_grad_(False)
     sizes = (56, 14, 32, 2, HALF, HALF)
-    return VisionTower(module, "tiny", False, *sizes, cpu, torch.float32, prefix, packing)
+    return VisionModel(module, "tiny", False, *sizes, cpu, torch.float32, prefix, packing)
 
 
 class Stopwatch:

@@ -16,7 +16,7 @@ from benchmarks.tome import MergedTower
 from stc_stream.benchmark import bench_clip
 from stc_stream.benchmark.sides import shared_copy
 from stc_stream.cacher import CacherConfig, attach_cacher
-from stc_stream.towers.load import VisionTower
+from stc_stream.towers.load import VisionModel
 
 TINY = {
     "hidden_size": 32,
@@ -29,7 +29,7 @@ TINY = {
 HALF = (0.5, 0.5, 0.5)
 
 
-def make(seed: int, prefix: int = 0) -> VisionTower:
+def make(seed: int, prefix: int = 0) -> VisionModel:
     torch.manual_seed(seed)
     if prefix:
         module = CLIPVisionModel(CLIPVisionConfig(**TINY))
@@ -37,7 +37,7 @@ def make(seed: int, prefix: int = 0) -> VisionTower:
         module = SiglipVisionModel(SiglipVisionConfig(**TINY, vision_use_head=False))
     module = module.eval().requires_grad_(False)
     cpu = torch.device("cpu")
-    return VisionTower(module, "tiny", False, 64, 16, 32, 3, HALF, HALF, cpu, torch.float32, prefix)
+    return VisionModel(module, "tiny", False, 64, 16, 32, 3, HALF, HALF, cpu, torch.float32, prefix)
 
 
 def merged_by_hand(module, embedded: Tensor, count: int, prefix: int) -> Tensor:

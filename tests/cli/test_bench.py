@@ -40,7 +40,7 @@ from stc_stream.report.bench import (
 )
 from stc_stream.report.terminal import print_table
 from stc_stream.towers.load import load_tower
-from stc_stream.towers.sizes import GEOMETRIES
+from stc_stream.towers.sizes import MODEL_SIZES
 
 from .conftest import TINY, Outcome, told_to_stop
 
@@ -276,7 +276,7 @@ def test_ctrl_c_before_the_first_round_is_one_line(
 def test_help(stc: Stc) -> None:
     outcome = stc("bench", "--help")
     assert (outcome.code, outcome.err) == (0, "")
-    for word in (*GEOMETRIES, "--model", "--update-ratio", "--refresh-interval", "--streams",
+    for word in (*MODEL_SIZES, "--model", "--update-ratio", "--refresh-interval", "--streams",
                  "--layers", "--rounds", "--device", "--dtype", "--json", "--figure",
                  "--no-compile"):  # fmt: skip
         assert word in outcome.out

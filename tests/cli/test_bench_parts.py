@@ -32,30 +32,30 @@ from stc_stream.benchmark.sides import Ours, eager, graphed, shared_copy
 from stc_stream.cacher import CacherConfig, attach_cacher
 from stc_stream.comparison.fidelity import FidelityTally, cosines, watch_layers
 from stc_stream.towers import read_tower
-from stc_stream.towers.load import VisionTower, build_tower, load_tower
-from stc_stream.towers.sizes import GEOMETRIES, Packing
+from stc_stream.towers.load import VisionModel, build_tower, load_tower
+from stc_stream.towers.sizes import MODEL_SIZES, Packing
 
 
 @pytest.fixture
-def tower(tiny_model: Path) -> VisionTower:
+def tower(tiny_model: Path) -> VisionModel:
     return load_tower(str(tiny_model), device="cpu")
 
 
 @pytest.fixture
-def packed(seed: int) -> VisionTower:
+def packed(seed: int) -> VisionModel:
     torch.manual_seed(seed)
     config = Qwen2VLVisionConfig(depth=2, embed_dim=32, num_heads=2, mlp_ratio=2, hidden_size=16)
     module = Qwen2VisionTransformerPretrainedModel(config).eval().requires_grad_(False)
     half = (0.5, 0.5, 0.5)
     cpu, packing = torch.device("cpu"), Packing(2, 2)
-    return VisionTower(
+    return VisionModel(
         module, "tiny Qwen", False, 56, 14, 32, 2, half, half, cpu, torch.float32, 0, packing
     )
 
 
 def test_arithmetic_is_that_of_the_layers() -> None:
     with torch.device("meta"):
-        module = GEOMETRIES["siglip-so400m"].make(27)
+        module = MODEL_SIZES["siglip-so400m"].make(27)
     counted = Arithmetic.of(read_tower(module), 729)
     for ratio in (0.1, 0.25, 0.5, 1.0):
         assert counted.selective_share(ratio) == pytest.approx(SIGLIP_SO400M.selective_share(ratio))
@@ -68,14 +68,14 @@ def test_arithmetic_is_that_of_the_layers() -> None:
 
 def test_a_class_token_is_always_computed() -> None:
     with torch.device("meta"):
-        module = GEOMETRIES["clip-l"].make(1)
+        module = MODEL_SIZES["clip-l"].make(1)
     counted = Arithmetic.of(read_tower(module), 577)
     keys, rest = 1024**2, 3 * 1024**2 + 2 * 1024 * 4096 + 2 * 577 * 1024
     share = (577 * keys + (1 + 57) * rest) / (577 * (keys + rest))
     assert counted.selective_share(0.1) == pytest.approx(share)
 
 
-def test_fused_projections_are_counted_once(packed: VisionTower) -> None:
+def test_fused_projections_are_counted_once(packed: VisionModel) -> None:
     counted = Arithmetic.of(read_tower(packed.module), 16)
     per_token = 4 * 32**2 + 2 * 32 * 64 + 2 * 16 * 32
     assert counted.dense == 2 * 16 * per_token
@@ -84,7 +84,7 @@ def test_fused_projections_are_counted_once(packed: VisionTower) -> None:
 
 @pytest.mark.parametrize(("streams", "interval"), [(1, 2), (4, 2), (4, 4), (3, 4), (8, 4), (5, 3)])
 def test_turns_are_those_of_a_staggered_cacher(
-    tower: VisionTower, streams: int, interval: int, generator: torch.Generator
+    tower: VisionModel, streams: int, interval: int, generator: torch.Generator
 ) -> None:
     pixels = torch.randn(streams, 3, 64, 64, generator=generator)
     config = CacherConfig.paper(refresh_interval=interval, stagger=True)
@@ -104,7 +104,7 @@ def test_turns_are_those_of_a_staggered_cacher(
     assert set(config_.mixes(streams)) == {0, streams, *sizes}
 
 
-def test_frames_a_round_are_the_batches_that_are_timed(tower: VisionTower) -> None:
+def test_frames_a_round_are_the_batches_that_are_timed(tower: VisionModel) -> None:
     counted = Arithmetic.of(read_tower(tower.module), 16)
     config = BenchConfig(update_ratios=(0.25,), refresh_intervals=(4,), streams=(4,))
     share = counted.selective_share(0.25)
@@ -113,7 +113,7 @@ def test_frames_a_round_are_the_batches_that_are_timed(tower: VisionTower) -> No
 
 
 def test_packed_frames_are_those_of_the_models_own_processor(
-    packed: VisionTower, seed: int
+    packed: VisionModel, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
     images = [random.integers(0, 256, (56, 56, 3), np.uint8) for _ in range(3)]
@@ -128,7 +128,7 @@ def test_packed_frames_are_those_of_the_models_own_processor(
     assert torch.equal(ours["grid_thw"], theirs["image_grid_thw"])
 
 
-def test_a_packed_tower_is_timed(packed: VisionTower) -> None:
+def test_a_packed_tower_is_timed(packed: VisionModel) -> None:
     config = BenchConfig((0.25, 0.5), (2, 3), (1, 3), rounds=1, compile=False)
     run = TowerBench(packed, config, bench_clip(7)).run()
     assert len(run.settings) == 8
@@ -136,7 +136,7 @@ def test_a_packed_tower_is_timed(packed: VisionTower) -> None:
     assert run.complete
 
 
-def test_fidelity_is_what_a_plain_statement_gives(tower: VisionTower) -> None:
+def test_fidelity_is_what_a_plain_statement_gives(tower: VisionModel) -> None:
     """By hand: a Cacher on one copy, hidden states of both, cosines a layer and an age."""
     clip = bench_clip(6)
     config = BenchConfig((0.25,), (3,), (1,), rounds=1, compile=False)
@@ -179,7 +179,7 @@ def test_a_tally_is_the_mean_of_each_age(seed: int) -> None:
     assert result is not None and result.layers[1][0] is None
 
 
-def test_layers_are_watched_only_inside(tower: VisionTower, generator: torch.Generator) -> None:
+def test_layers_are_watched_only_inside(tower: VisionModel, generator: torch.Generator) -> None:
     pixels = torch.randn(1, 3, 64, 64, generator=generator)
     read = read_tower(tower.module)
     with watch_layers(read) as layers:
@@ -192,7 +192,7 @@ def test_layers_are_watched_only_inside(tower: VisionTower, generator: torch.Gen
     assert layers.take() == ()
 
 
-def test_a_copy_shares_the_weights_and_nothing_else(tower: VisionTower) -> None:
+def test_a_copy_shares_the_weights_and_nothing_else(tower: VisionModel) -> None:
     copy = shared_copy(tower.module)
     pairs = zip(copy.parameters(), tower.module.parameters(), strict=True)
     assert all(one is other for one, other in pairs)
@@ -218,7 +218,7 @@ class Repeats:
 
 
 def test_a_dense_graph_takes_new_inputs_and_its_outputs_can_be_kept(
-    tower: VisionTower, generator: torch.Generator
+    tower: VisionModel, generator: torch.Generator
 ) -> None:
     one, two = (torch.randn(2, 3, 64, 64, generator=generator) for _ in range(2))
     with torch.no_grad():
@@ -231,7 +231,7 @@ def test_a_dense_graph_takes_new_inputs_and_its_outputs_can_be_kept(
 
 
 def test_on_a_gpu_all_sides_have_graphs(
-    tower: VisionTower, monkeypatch: pytest.MonkeyPatch
+    tower: VisionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "_on_gpu", lambda tower: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
@@ -250,7 +250,7 @@ def test_on_a_gpu_all_sides_have_graphs(
 
 
 def test_a_graph_that_cannot_be_captured_is_said(
-    tower: VisionTower, monkeypatch: pytest.MonkeyPatch
+    tower: VisionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Refuses(Repeats):
         def capture(self, work, inputs):
@@ -267,7 +267,7 @@ def test_a_graph_that_cannot_be_captured_is_said(
 
 
 def test_the_first_layers_are_the_towers_own(
-    tower: VisionTower, generator: torch.Generator
+    tower: VisionModel, generator: torch.Generator
 ) -> None:
     pixels = torch.randn(1, 3, 64, 64, generator=generator)
     with watch_layers(read_tower(tower.module)) as layers:
@@ -283,7 +283,7 @@ def test_the_first_layers_are_the_towers_own(
         first_layers(cut, 2)
 
 
-def test_as_many_layers_as_fit(tower: VisionTower, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_layers_as_fit(tower: VisionModel, monkeypatch: pytest.MonkeyPatch) -> None:
     clip, config = bench_clip(1), BenchConfig()
     counted = Arithmetic.of(read_tower(tower.module), 16)
     rounds = config.frames_a_round(counted, 2) * (plan_module.FEWEST_ROUNDS + 1)
@@ -319,7 +319,7 @@ def test_settings_are_sorted_and_said_once() -> None:
 ])  # fmt: skip
 def test_towers_have_their_models_sizes(name: str, sizes: tuple[int, ...]) -> None:
     tower = build_tower(name, layers=1, device="cpu")
-    assert (tower.tokens, tower.width, GEOMETRIES[name].layers, tower.prefix_tokens) == sizes
+    assert (tower.tokens, tower.width, MODEL_SIZES[name].layers, tower.prefix_tokens) == sizes
     inputs = tower.batch(bench_clip(1).images)
     with torch.no_grad():
         tokens = tower.module(**inputs).last_hidden_state
@@ -328,12 +328,12 @@ def test_towers_have_their_models_sizes(name: str, sizes: tuple[int, ...]) -> No
 
 def test_a_geometry_is_the_same_each_time_and_leaves_torchs_generator() -> None:
     before = torch.random.get_rng_state()
-    one, other = (GEOMETRIES["siglip-base"].build(1) for _ in range(2))
+    one, other = (MODEL_SIZES["siglip-base"].build(1) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), before)
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
     with pytest.raises(ValueError, match="^layers must be 1 to 12 for SigLIP-base.*, but is 13"):
-        GEOMETRIES["siglip-base"].build(13)
+        MODEL_SIZES["siglip-base"].build(13)
 
 
 def test_the_synthetic_clip_drifts(monkeypatch: pytest.MonkeyPatch) -> None:

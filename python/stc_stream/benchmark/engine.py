@@ -20,7 +20,7 @@ from stc_stream.benchmark.sides import Dense as DenseRun
 from stc_stream.benchmark.sides import Inputs, Ours, compiled, eager, graphed, quiet, shared_copy
 from stc_stream.comparison.fidelity import FidelityTally, cosines, watch_layers
 from stc_stream.towers import read_tower
-from stc_stream.towers.load import VisionTower
+from stc_stream.towers.load import VisionModel
 
 EAGER, COMPILED, GRAPH = "eager", "compiled", "in a CUDA graph"
 COMPILED_GRAPH = "compiled, in a CUDA graph"
@@ -85,7 +85,7 @@ class TowerBench:
 
     def __init__(
         self,
-        tower: VisionTower,
+        tower: VisionModel,
         config: BenchConfig,
         clip: Clip,
         whole_layers: int | None = None,
@@ -371,7 +371,7 @@ def _fastest(seconds: Mapping[_Batch, list[float]]) -> tuple[str, list[float]]:
     return best, sides[best]
 
 
-def _on_gpu(tower: VisionTower) -> bool:
+def _on_gpu(tower: VisionModel) -> bool:
     return tower.device.type == "cuda"
 
 

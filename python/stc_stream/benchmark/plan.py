@@ -13,7 +13,7 @@ from stc_stream.benchmark.arithmetic import Arithmetic
 from stc_stream.benchmark.clip import Clip
 from stc_stream.cacher import CacherConfig
 from stc_stream.towers import read_tower
-from stc_stream.towers.load import VisionTower
+from stc_stream.towers.load import VisionModel
 
 SECONDS = 45.0
 """How long the rounds of a default run may take; compiling and fidelity come on top."""
@@ -89,7 +89,7 @@ def turn(streams: int, interval: int, batch: int) -> frozenset[int]:
     return frozenset(stream for stream in range(streams) if (stream + batch) % interval == 0)
 
 
-def first_layers(tower: VisionTower, layers: int) -> VisionTower:
+def first_layers(tower: VisionModel, layers: int) -> VisionModel:
     """Return a tower that keeps only the first layers of `tower`, whose module is cut.
 
     Raises:
@@ -101,10 +101,10 @@ def first_layers(tower: VisionTower, layers: int) -> VisionTower:
     for module in tower.module.modules():
         if isinstance(module, nn.ModuleList) and len(module) and module[0] is first:
             del module[layers:]
-    return VisionTower(**{**vars(tower), "layers": layers})
+    return VisionModel(**{**vars(tower), "layers": layers})
 
 
-def fitting_layers(probe: VisionTower, layers: int, config: BenchConfig, clip: Clip) -> int:
+def fitting_layers(probe: VisionModel, layers: int, config: BenchConfig, clip: Clip) -> int:
     """Return how many layers of a tower can be timed in the time that a default run has.
 
     Args:
@@ -131,7 +131,7 @@ def rounds_that_fit(config: BenchConfig, round_seconds: float) -> int:
 
 
 @torch.no_grad()
-def _frame_seconds(tower: VisionTower, clip: Clip) -> float:
+def _frame_seconds(tower: VisionModel, clip: Clip) -> float:
     inputs = tower.batch(clip.images[:1])
     seconds = []
     for _ in range(3):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from stc_stream.benchmark.plan import BenchConfig
 from stc_stream.comparison import Fidelity
-from stc_stream.towers.load import VisionTower
+from stc_stream.towers.load import VisionModel
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class BenchRun:
         complete: False when it was stopped.
     """
 
-    tower: VisionTower
+    tower: VisionModel
     whole_layers: int
     config: BenchConfig
     clip: str

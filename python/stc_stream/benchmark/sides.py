@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stc_stream.cacher import Cacher, CacherConfig, StreamFrame, attach_cacher
 from stc_stream.cacher.graphs import Backend, CudaBackend
-from stc_stream.towers.load import VisionTower
+from stc_stream.towers.load import VisionModel
 
 Inputs = Mapping[str, Tensor]
 Dense = Callable[[Inputs], Tensor]
@@ -79,7 +79,7 @@ class Ours:
         graph: whether batches run in CUDA graphs.
     """
 
-    def __init__(self, tower: VisionTower, update_ratio: float, graph: bool = False) -> None:
+    def __init__(self, tower: VisionModel, update_ratio: float, graph: bool = False) -> None:
         self.update_ratio = update_ratio
         self.graph = graph
         self.module = shared_copy(tower.module)

@@ -19,7 +19,7 @@ from stc_stream.cacher import CacherConfig, LayerRecord, attach_cacher
 from stc_stream.comparison.fidelity import Fidelity, FidelityTally, cosines, watch_layers
 from stc_stream.comparison.results import FrameNumbers, FrameResult, FrameView
 from stc_stream.pruner import PrunerConfig, TokenPruner
-from stc_stream.towers.load import VisionTower
+from stc_stream.towers.load import VisionModel
 from stc_stream.video import Frame
 
 Result = TypeVar("Result")
@@ -45,7 +45,7 @@ class StreamComparison:
 
     def __init__(
         self,
-        tower: VisionTower,
+        tower: VisionModel,
         cacher: CacherConfig | None = None,
         pruner: PrunerConfig | None = None,
     ) -> None:

@@ -16,7 +16,7 @@ import stc_kernels
 from stc_stream.report.run import StreamRun
 from stc_stream.report.target import write_whole
 from stc_stream.report.versions import cores, processor, versions
-from stc_stream.towers.load import VisionTower
+from stc_stream.towers.load import VisionModel
 
 SCHEMA_VERSION = 1
 
@@ -53,7 +53,7 @@ def stream_schema() -> dict[str, Any]:
     return read_schema("stream.schema.json")
 
 
-def machine(tower: VisionTower) -> dict[str, Any]:
+def machine(tower: VisionModel) -> dict[str, Any]:
     """Return where a tower ran, as a document has it."""
     return {
         "device": str(tower.device),

@@ -9,7 +9,7 @@ from stc_stream.cacher import CacherConfig
 from stc_stream.cacher.change import moving_camera
 from stc_stream.comparison import Fidelity, FrameNumbers, Summary, summarise
 from stc_stream.pruner import PrunerConfig
-from stc_stream.towers.load import VisionTower
+from stc_stream.towers.load import VisionModel
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class StreamRun:
     """
 
     source: str
-    tower: VisionTower
+    tower: VisionModel
     cacher: CacherConfig
     pruner: PrunerConfig
     frames: tuple[FrameNumbers, ...]

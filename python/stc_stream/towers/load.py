@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel, SiglipVisionModel
 
 from stc_stream.towers import read_tower
-from stc_stream.towers.sizes import GEOMETRIES, SEED, Packing
+from stc_stream.towers.sizes import MODEL_SIZES, SEED, Packing
 
 VISION_TYPES: dict[str, Any] = {
     "siglip": SiglipVisionModel,
@@ -37,7 +37,7 @@ class ModelError(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class VisionTower:
+class VisionModel:
     """A tower and how to make its input of a picture.
 
     Attributes:
@@ -125,24 +125,24 @@ class VisionTower:
 
 def build_tower(
     geometry: str, *, layers: int | None = None, device: str = "auto", dtype: str = "auto"
-) -> VisionTower:
+) -> VisionModel:
     """Build a tower of a real model's sizes with random weights of a fixed seed.
 
     Args:
-        geometry: one of `GEOMETRIES`.
+        geometry: one of `MODEL_SIZES`.
         layers: build only so many of its layers; None: all.
         device, dtype: as in `load_tower`.
 
     Raises:
         ValueError: another geometry, number of layers, device or dtype.
     """
-    if geometry not in GEOMETRIES:
-        raise ValueError(f"tower must be one of {', '.join(GEOMETRIES)}, but is {geometry!r}")
+    if geometry not in MODEL_SIZES:
+        raise ValueError(f"tower must be one of {', '.join(MODEL_SIZES)}, but is {geometry!r}")
     where = _device(device)
     kind = _dtype(dtype, where)
-    sizes = GEOMETRIES[geometry]
+    sizes = MODEL_SIZES[geometry]
     module = sizes.build(layers)
-    return VisionTower(
+    return VisionModel(
         module=module.to(device=where, dtype=kind),
         name=sizes.title,
         pretrained=False,
@@ -161,7 +161,7 @@ def build_tower(
 
 def load_tower(
     name: str | None = None, *, device: str = "auto", dtype: str = "auto"
-) -> VisionTower:
+) -> VisionModel:
     """Load the vision tower of a SigLIP or CLIP model, or build one with random weights.
 
     Args:
@@ -207,7 +207,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def _pretrained_tower(name: str, device: torch.device, dtype: torch.dtype) -> VisionTower:
+def _pretrained_tower(name: str, device: torch.device, dtype: torch.dtype) -> VisionModel:
     local = os.path.isdir(name)
     if not local and os.path.exists(name):
         raise ModelError(
@@ -256,12 +256,12 @@ def _pretrained_tower(name: str, device: torch.device, dtype: torch.dtype) -> Vi
 
 def _tower(
     module: Any, name: str, preprocessing: dict[str, Any], device: torch.device, dtype: torch.dtype
-) -> VisionTower:
+) -> VisionModel:
     config = module.config
     # SigLIP's own mean and deviation, where the model names none.
     mean = preprocessing.get("image_mean") or _MIDDLE
     std = preprocessing.get("image_std") or _MIDDLE
-    return VisionTower(
+    return VisionModel(
         module=module.eval().requires_grad_(False).to(device=device, dtype=dtype),
         name=name,
         pretrained=True,

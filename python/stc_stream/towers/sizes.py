@@ -34,7 +34,7 @@ class Packing:
 
 
 @dataclass(frozen=True)
-class Geometry:
+class TowerSizes:
     """The sizes of a vision tower.
 
     Attributes:
@@ -99,8 +99,8 @@ def _qwen2_vl(**sizes: Any) -> Callable[[int], nn.Module]:
     return make
 
 
-GEOMETRIES: Mapping[str, Geometry] = {
-    "siglip-so400m": Geometry(
+MODEL_SIZES: Mapping[str, TowerSizes] = {
+    "siglip-so400m": TowerSizes(
         "SigLIP-so400m-patch14-384",
         _siglip(
             hidden_size=1152,
@@ -114,7 +114,7 @@ GEOMETRIES: Mapping[str, Geometry] = {
         width=1152,
         layers=27,
     ),
-    "siglip-base": Geometry(
+    "siglip-base": TowerSizes(
         "SigLIP-base-patch16-384",
         _siglip(
             hidden_size=768,
@@ -128,7 +128,7 @@ GEOMETRIES: Mapping[str, Geometry] = {
         width=768,
         layers=12,
     ),
-    "clip-l": Geometry(
+    "clip-l": TowerSizes(
         "CLIP-ViT-L-patch14-336",
         _clip(
             hidden_size=1024,
@@ -142,7 +142,7 @@ GEOMETRIES: Mapping[str, Geometry] = {
         width=1024,
         layers=24,
     ),
-    "qwen2-vl": Geometry(
+    "qwen2-vl": TowerSizes(
         "Qwen2-VL at 448 × 448",
         _qwen2_vl(embed_dim=1280, mlp_ratio=4, num_heads=16, patch_size=14),
         image_size=448,
