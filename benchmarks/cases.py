@@ -9,8 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.shapes import FRAMES, LLM_WIDTHS, PRUNER_KEPT, PRUNER_TOKENS, SIGLIP_SO400M, TOWERS
+from benchmarks.shapes import (
+    DEFAULT_TOWER,
+    FRAMES,
+    LLM_WIDTHS,
+    PRUNER_KEPT,
+    PRUNER_TOKENS,
+    TOWERS,
+)
 from stc_kernels.testing import naive, score_tolerance
+from stc_stream.ratios import share_of
 
 Check = Callable[[Any], None]
 UPDATE_RATIO = 0.25
@@ -79,10 +87,10 @@ def all_cases() -> list[Case]:
     for dtype in DTYPES:
         for frames in FRAMES:
             for op in _CACHER_OPS:
-                for tower in TOWERS:
-                    size = (tower.tokens, tower.width, tower.updated(UPDATE_RATIO))
-                    default = tower is SIGLIP_SO400M and _is_default(op, frames)
-                    cases.append(Case(op, tower.name, frames, *size, dtype, default))
+                for model, tower in TOWERS.items():
+                    size = (tower.tokens, tower.width, share_of(tower.tokens, UPDATE_RATIO))
+                    default = model == DEFAULT_TOWER and _is_default(op, frames)
+                    cases.append(Case(op, model, frames, *size, dtype, default))
             for op in _PRUNER_OPS:
                 for model, width in LLM_WIDTHS.items():
                     size = (PRUNER_TOKENS, width, PRUNER_KEPT)

@@ -124,23 +124,23 @@ class VisionModel:
 
 
 def build_tower(
-    geometry: str, *, layers: int | None = None, device: str = "auto", dtype: str = "auto"
+    name: str, *, layers: int | None = None, device: str = "auto", dtype: str = "auto"
 ) -> VisionModel:
     """Build a tower of a real model's sizes with random weights of a fixed seed.
 
     Args:
-        geometry: one of `MODEL_SIZES`.
+        name: one of `MODEL_SIZES`.
         layers: build only so many of its layers; None: all.
         device, dtype: as in `load_tower`.
 
     Raises:
-        ValueError: another geometry, number of layers, device or dtype.
+        ValueError: another name, number of layers, device or dtype.
     """
-    if geometry not in MODEL_SIZES:
-        raise ValueError(f"tower must be one of {', '.join(MODEL_SIZES)}, but is {geometry!r}")
+    if name not in MODEL_SIZES:
+        raise ValueError(f"tower must be one of {', '.join(MODEL_SIZES)}, but is {name!r}")
     where = _device(device)
     kind = _dtype(dtype, where)
-    sizes = MODEL_SIZES[geometry]
+    sizes = MODEL_SIZES[name]
     module = sizes.build(layers)
     return VisionModel(
         module=module.to(device=where, dtype=kind),
@@ -166,8 +166,8 @@ def load_tower(
 
     Args:
         name: a folder that holds such a model (with or without its text half), or its name on
-            the Hugging Face hub; None builds the geometry of SigLIP-base-patch16-384 with random
-            weights of a fixed seed, and downloads nothing.
+            the Hugging Face hub; None builds SigLIP-base-patch16-384 with random weights of a
+            fixed seed, and downloads nothing.
         device: "cpu", "cuda", "cuda:1" …; "auto" is a GPU where there is one.
         dtype: "float32", "bfloat16" or "float16"; "auto" is float32 on a CPU, bfloat16 on a GPU.
 
