@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from stc_stream.cacher import CacherConfig
-from stc_stream.towers import Tower
+from stc_stream.towers import TowerSpec
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Arithmetic:
     rest: int
 
     @classmethod
-    def of(cls, tower: Tower, tokens: int) -> Arithmetic:
+    def of(cls, tower: TowerSpec, tokens: int) -> Arithmetic:
         """Count a tower's layers for frames of so many tokens, prefix included."""
         keys = rest = 0
         for layer in tower.layers:

@@ -27,7 +27,7 @@ from stc_stream.cacher.refusals import Attached, refuse_copies, refuse_tracing
 from stc_stream.cacher.schedule import Streams
 from stc_stream.cacher.selfcheck import LayerDiffers, SelfCheck
 from stc_stream.stream_names import DEFAULT_STREAM, check_names
-from stc_stream.towers import Entry, Tower, read_tower
+from stc_stream.towers import Entry, TowerSpec, read_tower
 
 
 def attach_cacher(model: nn.Module, config: CacherConfig | None = None) -> Cacher:
@@ -119,7 +119,7 @@ class Cacher:
 
     def __init__(
         self,
-        tower: Tower,
+        tower: TowerSpec,
         config: CacherConfig,
         paths: Sequence[tuple[Entry, Modality]] = (),
     ) -> None:

@@ -27,7 +27,7 @@ from stc_stream.cacher.record import Recording, joined_records
 from stc_stream.cacher.references import FrameKind, finite_frames
 from stc_stream.cacher.schedule import Frames, Plan, Streams
 from stc_stream.cacher.selfcheck import SelfCheck
-from stc_stream.towers import Tower
+from stc_stream.towers import TowerSpec
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -77,7 +77,7 @@ class Forward:
 
     def __init__(
         self,
-        tower: Tower,
+        tower: TowerSpec,
         config: CacherConfig,
         streams: Streams,
         names: Callable[[int], Sequence[Hashable]],

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from stc_stream.cacher.refusals import refuse_copies
-from stc_stream.towers import Entry, Tower
+from stc_stream.towers import Entry, TowerSpec
 
 Modality = Literal["images", "video"]
 _METHODS: dict[str, Modality] = {"get_image_features": "images", "get_video_features": "video"}
 
 
-def model_paths(model: nn.Module, tower: Tower) -> list[tuple[Entry, Modality]]:
+def model_paths(model: nn.Module, tower: TowerSpec) -> list[tuple[Entry, Modality]]:
     """Return the methods by which a model gives rows to its tower, and what they say of them.
 
     None where the tower stands alone. `forward` of a model without a method for videos is one: it

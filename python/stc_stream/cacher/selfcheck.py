@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stc_stream.cacher.call import LayerCall
 from stc_stream.cacher.references import finite_frames
-from stc_stream.towers import Tower, TowerLayer
+from stc_stream.towers import TowerLayer, TowerSpec
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 """By how much of what a layer adds to a token two ways of computing it may differ.
@@ -35,7 +35,7 @@ class SelfCheck:
         densely: each layer's own forward.
     """
 
-    def __init__(self, tower: Tower, densely: Sequence[Callable[..., Any]]) -> None:
+    def __init__(self, tower: TowerSpec, densely: Sequence[Callable[..., Any]]) -> None:
         self._tower = tower
         self._densely = densely
         self._pending = set(range(len(tower.layers)))
@@ -160,7 +160,7 @@ def _precision(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _changes(tower: Tower, layer: TowerLayer) -> Iterator[str]:
+def _changes(tower: TowerSpec, layer: TowerLayer) -> Iterator[str]:
     """Yield what makes a layer another than its class was, likeliest first."""
     for what, own, all_layers in (
         ("its class", layer.module, [each.module for each in tower.layers]),

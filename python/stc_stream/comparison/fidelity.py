@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stc_stream.towers import Tower
+from stc_stream.towers import TowerSpec
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class LayerOutputs:
 
 
 @contextmanager
-def watch_layers(tower: Tower) -> Iterator[LayerOutputs]:
+def watch_layers(tower: TowerSpec) -> Iterator[LayerOutputs]:
     """Hold what each layer of a tower gives, dense or compressed, while inside."""
     outputs = LayerOutputs()
     handles = []

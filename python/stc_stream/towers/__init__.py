@@ -11,8 +11,8 @@ from stc_stream.towers.tower import (
     Entry,
     Family,
     Projection,
-    Tower,
     TowerLayer,
+    TowerSpec,
     Unreadable,
 )
 
@@ -21,8 +21,8 @@ __all__ = [
     "Entry",
     "Family",
     "Projection",
-    "Tower",
     "TowerLayer",
+    "TowerSpec",
     "Unreadable",
     "read_tower",
 ]
@@ -39,7 +39,7 @@ FAMILIES: dict[str, Family] = {
 """The families that can be read, by name; add to it to read another (docs/towers.md)."""
 
 
-def read_tower(model: nn.Module) -> Tower:
+def read_tower(model: nn.Module) -> TowerSpec:
     """Find the one vision tower in `model` and read its layers.
 
     Args:
@@ -64,7 +64,7 @@ def read_tower(model: nn.Module) -> Tower:
             f"the tower must be a module that runs in Python, but is a {type(model).__name__}, "
             "recorded from one: attach the Cacher to the original"
         )
-    found: list[Tower] = []
+    found: list[TowerSpec] = []
     refused: dict[str, str] = {}
     for path, module in model.named_modules():
         for reader in FAMILIES.values():

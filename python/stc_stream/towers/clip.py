@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import nn
 
 from stc_stream.towers import siglip
-from stc_stream.towers.tower import Entry, Tower, part, stack
+from stc_stream.towers.tower import Entry, TowerSpec, part, stack
 
 
 def resembles(module: nn.Module) -> bool:
@@ -18,13 +18,13 @@ def resembles(module: nn.Module) -> bool:
     return isinstance(layers, nn.ModuleList) and hasattr(embeddings, "class_embedding")
 
 
-def read(module: nn.Module, path: str) -> Tower:
+def read(module: nn.Module, path: str) -> TowerSpec:
     """Read a tower that resembles CLIP's.
 
     Raises:
         Unreadable: a part is missing.
     """
-    return Tower(
+    return TowerSpec(
         family="CLIP",
         path=path,
         entries=(Entry(part(module, "encoder", None)),),

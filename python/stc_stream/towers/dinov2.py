@@ -7,8 +7,8 @@ from torch import nn
 from stc_stream.towers.tower import (
     Entry,
     Projection,
-    Tower,
     TowerLayer,
+    TowerSpec,
     dropout,
     first_part,
     first_setting,
@@ -33,14 +33,14 @@ def resembles(module: nn.Module) -> bool:
     )
 
 
-def read(module: nn.Module, path: str) -> Tower:
+def read(module: nn.Module, path: str) -> TowerSpec:
     """Read a tower that resembles DINOv2's.
 
     Raises:
         Unreadable: a part is missing.
     """
     registers = learned_tokens(module, "embeddings.register_tokens", optional=True)
-    return Tower(
+    return TowerSpec(
         family="DINOv2",
         path=path,
         # transformers 5.0 tells the encoder nothing of attention maps that the model is asked for.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from stc_stream.towers import dinov2
-from stc_stream.towers.tower import Entry, Tower, learned_tokens, part, stack
+from stc_stream.towers.tower import Entry, TowerSpec, learned_tokens, part, stack
 
 
 def resembles(module: nn.Module) -> bool:
@@ -15,7 +15,7 @@ def resembles(module: nn.Module) -> bool:
     )
 
 
-def read(module: nn.Module, path: str) -> Tower:
+def read(module: nn.Module, path: str) -> TowerSpec:
     """Read a tower that resembles DINOv3's.
 
     Raises:
@@ -23,7 +23,7 @@ def read(module: nn.Module, path: str) -> Tower:
     """
     encoder = _encoder(module)
     registers = learned_tokens(module, "embeddings.register_tokens", optional=True)
-    return Tower(
+    return TowerSpec(
         family="DINOv3",
         path=path,
         entries=tuple(Entry(each) for each in dict.fromkeys((encoder, module))),

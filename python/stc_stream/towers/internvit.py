@@ -8,8 +8,8 @@ from stc_stream.towers.tower import (
     Branch,
     Entry,
     Projection,
-    Tower,
     TowerLayer,
+    TowerSpec,
     dropout,
     in_a_row,
     learned_tokens,
@@ -35,13 +35,13 @@ def resembles(module: nn.Module) -> bool:
     )
 
 
-def read(module: nn.Module, path: str) -> Tower:
+def read(module: nn.Module, path: str) -> TowerSpec:
     """Read a tower that resembles InternViT's.
 
     Raises:
         Unreadable: a part is missing.
     """
-    return Tower(
+    return TowerSpec(
         family="InternViT",
         path=path,
         # The model does not tell its encoder of the attention maps that it is asked for.

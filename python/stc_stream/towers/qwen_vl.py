@@ -13,8 +13,8 @@ from torch import nn
 from stc_stream.towers.tower import (
     Entry,
     Projection,
-    Tower,
     TowerLayer,
+    TowerSpec,
     dropout,
     nothing_else,
     part,
@@ -31,7 +31,7 @@ def resembles(module: nn.Module) -> bool:
     )
 
 
-def read(module: nn.Module, path: str) -> Tower:
+def read(module: nn.Module, path: str) -> TowerSpec:
     """Read a tower that resembles Qwen2-VL's.
 
     Raises:
@@ -39,7 +39,7 @@ def read(module: nn.Module, path: str) -> Tower:
     """
     layers = stack(module, "blocks", _layer)
     whole = getattr(module, "fullatt_block_indexes", range(len(layers)))
-    return Tower(
+    return TowerSpec(
         family="Qwen-VL",
         path=path,
         entries=(Entry(module),),

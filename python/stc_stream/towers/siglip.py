@@ -10,8 +10,8 @@ from torch import nn
 from stc_stream.towers.tower import (
     Entry,
     Projection,
-    Tower,
     TowerLayer,
+    TowerSpec,
     Unreadable,
     dropout,
     nothing_else,
@@ -29,7 +29,7 @@ def resembles(module: nn.Module) -> bool:
     return isinstance(layers, nn.ModuleList) and not hasattr(embeddings, "class_embedding")
 
 
-def read(module: nn.Module, path: str) -> Tower:
+def read(module: nn.Module, path: str) -> TowerSpec:
     """Read a tower that resembles SigLIP's.
 
     Raises:
@@ -47,7 +47,7 @@ def read(module: nn.Module, path: str) -> Tower:
             "embeds no image patches (embeddings.patch_embedding is not a torch.nn.Conv2d)"
         )
     layers = stack(module, "encoder.layers", read_layer)
-    return Tower("SigLIP", path, (Entry(part(module, "encoder", None)),), layers, embedding)
+    return TowerSpec("SigLIP", path, (Entry(part(module, "encoder", None)),), layers, embedding)
 
 
 def read_layer(layer: nn.Module, where: str) -> TowerLayer:

@@ -13,8 +13,8 @@ from stc_stream.towers.tower import (
     Branch,
     Entry,
     Projection,
-    Tower,
     TowerLayer,
+    TowerSpec,
     dropout,
     in_a_row,
     nothing_else,
@@ -38,7 +38,7 @@ def resembles(module: nn.Module) -> bool:
     )
 
 
-def read(module: nn.Module, path: str) -> Tower:
+def read(module: nn.Module, path: str) -> TowerSpec:
     """Read a tower that resembles timm's VisionTransformer.
 
     Raises:
@@ -47,7 +47,7 @@ def read(module: nn.Module, path: str) -> Tower:
     # Other patches each time: what a layer that drops out would be.
     dropped = float(getattr(getattr(module, "patch_drop", None), "prob", 0.0))
     layers = stack(module, "blocks", _layer)
-    return Tower(
+    return TowerSpec(
         family="timm ViT",
         path=path,
         entries=tuple(Entry(module, name) for name in _METHODS if hasattr(module, name)),

@@ -145,7 +145,7 @@ class Entry:
 
 
 @dataclass(frozen=True, eq=False)
-class Tower:
+class TowerSpec:
     """A vision tower inside a model.
 
     Attributes:
@@ -189,7 +189,7 @@ class Family(Protocol):
         True for no tower of another family; and where a part is missing, so that `read` names it.
         """
 
-    def read(self, module: nn.Module, path: str) -> Tower:
+    def read(self, module: nn.Module, path: str) -> TowerSpec:
         """Read a tower that resembles the family's, found at `path` in the model.
 
         Raises:
