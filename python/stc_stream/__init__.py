@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         LayerRecord,
         RefreshPolicy,
         StreamFrame,
+        TokenSelection,
         attach_cacher,
     )
     from stc_stream.pruner import PrunedTokens, PrunerConfig, TokenPruner
@@ -32,6 +33,7 @@ __all__ = [
     "RefreshPolicy",
     "StreamFrame",
     "TokenPruner",
+    "TokenSelection",
     "attach_cacher",
 ]
 
@@ -45,6 +47,7 @@ _HOMES = {
     "RefreshPolicy": "cacher",
     "StreamFrame": "cacher",
     "TokenPruner": "pruner",
+    "TokenSelection": "cacher",
     "attach_cacher": "cacher",
 }
 

@@ -28,6 +28,11 @@ from stc_stream import CacherConfig, attach_cacher
             r"max_refresh_ratio must be at least 0\.375, the share that refresh_interval = 3 "
             r"takes of 16 frames, but is 0\.3",
         ),
+        (
+            {"selection": "random"},
+            TypeError,
+            r"selection must have a method choose\(current, reference, k\), but 'random' has none",
+        ),
         ({"metric": "cos"}, ValueError, "metric must be one of cosine, dot, l1, l2, but is 'cos'"),
     ],
 )

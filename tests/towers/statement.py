@@ -97,6 +97,9 @@ class Statement:
             if t >= prefix
         }
         k = max(1, math.floor(len(scores) * self.config.update_ratio))
+        if self.config.selection is not None:
+            patches = self.config.selection.choose(key[None, prefix:], reference[None, prefix:], k)
+            return [*range(prefix), *(prefix + patch for patch in patches[0].tolist())]
         order = sorted(scores, key=scores.__getitem__)
         if k < len(order):
             self.margin = min(self.margin, scores[order[k]] - scores[order[k - 1]])

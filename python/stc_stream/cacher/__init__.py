@@ -6,6 +6,7 @@ from stc_stream.cacher.cacher import Cacher, CacherStats, attach_cacher
 from stc_stream.cacher.config import CacherConfig
 from stc_stream.cacher.policy import RefreshPolicy, StreamFrame
 from stc_stream.cacher.record import LayerRecord, Recording
+from stc_stream.cacher.selection import TokenSelection
 
 __all__ = [
     "Cacher",
@@ -15,5 +16,6 @@ __all__ = [
     "Recording",
     "RefreshPolicy",
     "StreamFrame",
+    "TokenSelection",
     "attach_cacher",
 ]

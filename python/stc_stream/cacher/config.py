@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from stc_stream.cacher.policy import RefreshPolicy
+from stc_stream.cacher.selection import TokenSelection
 from stc_stream.ratios import share_of
 
 Metric = Literal["cosine", "dot", "l1", "l2"]
@@ -32,6 +33,8 @@ class CacherConfig:
         threshold: recompute the tokens whose similarity is below this, frame by frame and layer
             by layer: as many as there are, rounded up to a sixteenth of the frame, at most
             `update_ratio`. None: always `update_ratio`. Costs a wait for the device a layer.
+        selection: chooses the tokens that are recomputed, `update_ratio` of them, in place of
+            `metric`. None: those least similar to their reference.
         refresh_on_change: a frame of whose patches more than this share, in (0, 1], changed since
             its reference is computed whole at once, as after a scene cut. None: never. Where the
             pixels can't be seen (the layers are called without the tower's patch embedding),
@@ -62,6 +65,7 @@ class CacherConfig:
     refresh_interval: int = 4
     metric: Metric = "cosine"
     threshold: float | None = None
+    selection: TokenSelection | None = None
     refresh_on_change: float | None = 0.5
     max_refresh_ratio: float | None = None
     stagger: bool = False
@@ -103,6 +107,7 @@ class CacherConfig:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool, but is {getattr(self, name)!r}")
         self._check_policy()
+        self._check_selection()
         if self.cuda_graph and self.threshold is not None:
             raise ValueError(
                 "cuda_graph needs a fixed number of tokens a frame: leave threshold None"
@@ -137,6 +142,25 @@ class CacherConfig:
             )
         if self.stagger:
             raise ValueError("stagger is for refresh_interval: a policy staggers streams itself")
+
+    def _check_selection(self) -> None:
+        if self.selection is None:
+            return
+        if not callable(getattr(self.selection, "choose", None)):
+            raise TypeError(
+                "selection must have a method choose(current, reference, k), but "
+                f"{self.selection!r} has none"
+            )
+        if self.threshold is not None:
+            raise ValueError(
+                "threshold chooses tokens itself, by their similarity: leave selection or "
+                "threshold None"
+            )
+        if self.cuda_graph:
+            raise ValueError(
+                "cuda_graph would repeat what selection chose when the graph was captured: leave "
+                "selection None"
+            )
 
     def updated_tokens(self, tokens: int) -> int:
         """Return k, the tokens of a frame of `tokens` that a selective frame recomputes.

@@ -253,6 +253,7 @@ class Forward:
             metric=config.metric,
             threshold=config.threshold,
             step=config.budget_step(patches),
+            selection=config.selection,
         )
 
     def _take_changed(self) -> None:

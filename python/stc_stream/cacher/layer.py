@@ -20,6 +20,7 @@ from stc_stream.cacher.references import (
     ReferencePool,
     Refreshed,
 )
+from stc_stream.cacher.selection import TokenSelection, chosen_tokens
 from stc_stream.towers import TowerLayer
 
 
@@ -84,6 +85,7 @@ class Budget:
         metric: how keys are compared.
         threshold: patches less similar than this are recomputed; None: always `most`.
         step: what the number of patches is rounded up to a multiple of, with a threshold.
+        selection: chooses the patches; None: those least similar are.
     """
 
     prefix: int
@@ -91,6 +93,7 @@ class Budget:
     metric: str
     threshold: float | None = None
     step: int = 1
+    selection: TokenSelection | None = None
 
     def tokens(self, below: int) -> int:
         """Return the tokens to recompute when so many, prefix included, are below threshold."""
@@ -267,16 +270,22 @@ def _parts(number: int, batch: Batch, x: Tensor, normed: Tensor, key: Tensor) ->
         if batch.budget.threshold is not None:
             parts += _below_threshold(batch.budget, rows, frames, candidates, current, *kept)
             continue
-        index, slot = stc_kernels.select_dynamic(
-            current,
-            compared,
-            batch.budget.prefix + batch.budget.most,
-            compared_index,
-            batch.budget.metric,
-        )
+        index, slot = _chosen(batch.budget, current, compared, compared_index)
         chosen = stc_kernels.gather_tokens(candidates, index)
         parts.append(_Part(rows, frames, chosen, current, _Choice(index, slot, *kept)))
     return parts
+
+
+def _chosen(
+    budget: Budget, current: Tensor, compared: Tensor, compared_index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the tokens that rows recompute, and each token's place among them."""
+    if budget.selection is not None:
+        reference = compared.index_select(0, compared_index)
+        return chosen_tokens(budget.selection, budget.prefix, current, reference, budget.most)
+    return stc_kernels.select_dynamic(
+        current, compared, budget.prefix + budget.most, compared_index, budget.metric
+    )
 
 
 def _below_threshold(
