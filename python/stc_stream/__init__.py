@@ -21,7 +21,13 @@ if TYPE_CHECKING:
         TokenSelection,
         attach_cacher,
     )
-    from stc_stream.pruner import PrunedTokens, PrunerConfig, TokenPruner
+    from stc_stream.pruner import (
+        PrunedTokens,
+        PrunerConfig,
+        PruningStrategy,
+        ScoreStrategy,
+        TokenPruner,
+    )
 
 __all__ = [
     "Cacher",
@@ -30,7 +36,9 @@ __all__ = [
     "LayerRecord",
     "PrunedTokens",
     "PrunerConfig",
+    "PruningStrategy",
     "RefreshPolicy",
+    "ScoreStrategy",
     "StreamFrame",
     "TokenPruner",
     "TokenSelection",
@@ -44,7 +52,9 @@ _HOMES = {
     "LayerRecord": "cacher",
     "PrunedTokens": "pruner",
     "PrunerConfig": "pruner",
+    "PruningStrategy": "pruner",
     "RefreshPolicy": "cacher",
+    "ScoreStrategy": "pruner",
     "StreamFrame": "cacher",
     "TokenPruner": "pruner",
     "TokenSelection": "cacher",

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from stc_stream import CacherConfig, PrunerConfig, TokenPruner
+from stc_stream.pruner import Gaussian
 
 
 @pytest.mark.parametrize(
@@ -87,8 +88,7 @@ def test_a_share_is_counted_as_the_decimal_that_was_written(generator):
 )
 def test_shares_that_doubles_miss(ratio, tokens, kept):
     assert PrunerConfig.paper(keep_ratio=ratio).kept_tokens(tokens) == kept
-    channels = PrunerConfig(strategy="gaussian", keep_ratio=0.5, channel_keep_ratio=ratio)
-    assert channels.scored_channels(tokens) == kept
+    assert Gaussian(channel_keep_ratio=ratio).scored_channels(tokens) == kept
 
 
 def test_the_pruner_takes_a_config():

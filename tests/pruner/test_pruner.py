@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stc_stream import PrunerConfig, TokenPruner
-from stc_stream.pruner.anchors import FrameHistory
+from stc_stream.pruner.strategies.anchors import FrameHistory
 
 PAPER = PrunerConfig.paper(tokens_per_frame=5)
 
@@ -69,7 +69,7 @@ def test_a_name_that_compares_by_identity_is_refused(generator):
         with pytest.raises(TypeError, match="names that compare by value"):
             pruner.reset(stream)
     pruner(clip)
-    assert len(pruner._histories) == 1
+    assert len(pruner._streams) == 1
 
 
 def test_a_stream_that_is_named_twice_is_reset_once(generator):
@@ -94,8 +94,10 @@ def test_the_history_does_not_grow(config, rows, generator):
     pruner = TokenPruner(config)
 
     def held():
-        (history,) = pruner._histories.values()
-        tensors = [value for value in vars(history).values() if isinstance(value, torch.Tensor)]
+        (history,) = pruner._streams.values()
+        tensors = [
+            value for value in vars(history.past).values() if isinstance(value, torch.Tensor)
+        ]
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
     pruner(torch.randn(4, 20, 16, generator=generator))

@@ -139,7 +139,7 @@ class StreamComparison:
             compressed_ms=compressed_ms,
             pruner_ms=pruner_ms,
             tokens_recomputed=float(recomputed.sum()),
-            tokens_kept=pruned.index.shape[1],
+            tokens_kept=len(pruned.index[0]),
             similarity=None if similarity is None else _finite(float(similarity.mean())),
             cosine=_finite(cosine.mean().item()),
             cosine_min=_finite(cosine.min().item()),

@@ -4,5 +4,14 @@ from __future__ import annotations
 
 from stc_stream.pruner.config import PrunerConfig
 from stc_stream.pruner.pruner import PrunedTokens, TokenPruner
+from stc_stream.pruner.strategies import DualAnchor, Gaussian, PruningStrategy, ScoreStrategy
 
-__all__ = ["PrunedTokens", "PrunerConfig", "TokenPruner"]
+__all__ = [
+    "DualAnchor",
+    "Gaussian",
+    "PrunedTokens",
+    "PrunerConfig",
+    "PruningStrategy",
+    "ScoreStrategy",
+    "TokenPruner",
+]

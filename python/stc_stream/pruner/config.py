@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from numbers import Integral, Real
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from stc_stream.ratios import share_of
+from stc_stream.pruner.checks import check_choice, check_count, check_share
+from stc_stream.pruner.strategies import DualAnchor, Gaussian, PruningStrategy
+from stc_stream.pruner.strategies.gaussian import History
+from stc_stream.ratios import share_of, truncated_share_of
 
 Strategy = Literal["dual_anchor", "gaussian"]
 Layout = Literal["flat", "grid"]
-History = Literal["causal", "released"]
+
+_OF_NAMED_STRATEGIES = ("alpha", "window", "channel_keep_ratio", "history")
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,9 @@ class PrunerConfig:
     """Settings of a `TokenPruner`, checked when made; `paper` and `released` are the two presets.
 
     Attributes:
-        strategy: "dual_anchor" (arXiv 2512.00891, STC-Pruner) or "gaussian" (the published code).
+        strategy: "dual_anchor" (arXiv 2512.00891, STC-Pruner), "gaussian" (the published code), or
+            a `PruningStrategy` of one's own: any object with `select`. Such an object has its own
+            settings, so that `alpha`, `window`, `channel_keep_ratio` and `history` are left out.
         alpha: weight of the temporal anchor against the spatial one in "dual_anchor", in [0, 1].
         tokens_per_frame: tokens kept of each frame; this or `keep_ratio` is given, not both.
         keep_ratio: share of each frame's tokens that is kept, in (0, 1].
@@ -38,7 +43,7 @@ class PrunerConfig:
         TypeError: a value of another type.
     """
 
-    strategy: Strategy = "dual_anchor"
+    strategy: Strategy | PruningStrategy = "dual_anchor"
     alpha: float = 0.5
     tokens_per_frame: int | None = None
     keep_ratio: float | None = None
@@ -72,22 +77,20 @@ class PrunerConfig:
         )
 
     def __post_init__(self) -> None:
-        _choice("strategy", self.strategy, get_args(Strategy))
-        _choice("layout", self.layout, get_args(Layout))
-        _choice("history", self.history, get_args(History))
-        _number("alpha", self.alpha)
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must be in [0, 1], but is {self.alpha}")
-        _share("channel_keep_ratio", self.channel_keep_ratio)
+        self._check_strategy()
+        check_choice("layout", self.layout, get_args(Layout))
+        check_choice("history", self.history, get_args(History))
+        DualAnchor(self.alpha)
+        Gaussian(self.channel_keep_ratio)
         if (self.tokens_per_frame is None) == (self.keep_ratio is None):
             raise ValueError(
                 "one of tokens_per_frame and keep_ratio must be given, but tokens_per_frame is "
                 f"{self.tokens_per_frame} and keep_ratio is {self.keep_ratio}"
             )
         if self.keep_ratio is not None:
-            _share("keep_ratio", self.keep_ratio)
-        _count("tokens_per_frame", self.tokens_per_frame)
-        _count("window", self.window)
+            check_share("keep_ratio", self.keep_ratio)
+        check_count("tokens_per_frame", self.tokens_per_frame)
+        check_count("window", self.window)
         if self.history == "released" and (self.strategy != "gaussian" or self.window is not None):
             raise ValueError(
                 "history 'released' must have strategy 'gaussian' and no window, but strategy is "
@@ -99,42 +102,36 @@ class PrunerConfig:
 
         With `keep_ratio`, max(1, floor(tokens · keep_ratio)), the ratio being the decimal that was
         written; under the "released" history the double that Python makes of the two, as there.
+        A strategy of one's own may take it for its mean, or its most.
         """
         if self.keep_ratio is not None:
-            return self._share(tokens, self.keep_ratio)
+            count = truncated_share_of if self.history == "released" else share_of
+            return count(tokens, self.keep_ratio)
         assert self.tokens_per_frame is not None
         return self.tokens_per_frame
 
-    def scored_channels(self, channels: int) -> int:
-        """Return how many of so many channels "gaussian" looks at, counted likewise."""
-        return self._share(channels, self.channel_keep_ratio)
+    def make_strategy(self) -> PruningStrategy:
+        """Return what chooses the tokens."""
+        if self.strategy == "dual_anchor":
+            return DualAnchor(self.alpha, self.window)
+        if self.strategy == "gaussian":
+            return Gaussian(self.channel_keep_ratio, self.window, self.history)
+        return self.strategy
 
-    def _share(self, count: int, ratio: float) -> int:
-        if self.history == "released":
-            return max(1, int(count * ratio))
-        return share_of(count, ratio)
-
-
-def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}")
-
-
-def _number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, but is {value!r}")
-
-
-def _share(name: str, value: float) -> None:
-    _number(name, value)
-    if not 0 < value <= 1:
-        raise ValueError(f"{name} must be in (0, 1], but is {value}")
-
-
-def _count(name: str, value: int | None) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an int, but is {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, but is {value}")
+    def _check_strategy(self) -> None:
+        strategy = self.strategy
+        if isinstance(strategy, str):
+            check_choice("strategy", strategy, get_args(Strategy))
+            return
+        if isinstance(strategy, type) or not callable(getattr(strategy, "select", None)):
+            raise TypeError(
+                f"strategy must be one of {', '.join(get_args(Strategy))}, or an object with "
+                f"select(tokens, past, budget), but is {strategy!r}"
+            )
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in _OF_NAMED_STRATEGIES and value != field.default:
+                raise ValueError(
+                    f"{field.name} is a setting of the strategies that have a name, but is {value} "
+                    f"beside {strategy!r}: leave it out"
+                )

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import stc_kernels
-from stc_stream.pruner.anchors import CallHistory, FrameHistory
 from stc_stream.pruner.config import PrunerConfig
+from stc_stream.pruner.layout import select_in_grid
+from stc_stream.pruner.strategies import Kept
+from stc_stream.pruner.strategies.anchored import keeps_highest_scores
+from stc_stream.pruner.strategies.strategy import check_selection
 from stc_stream.stream_names import DEFAULT_STREAM, check_names
 
 
@@ -24,14 +28,25 @@ class PrunedTokens:
             patches and one newline token for each row of patches.
         index: int64 [F, k], each kept token's row in its frame: ascending, but for the "released"
             history with "grid", which has a frame's newline rows after its patches.
+
+    Under a strategy of one's own that keeps different numbers of different frames both are lists of
+    one tensor a frame, [k_f, D] and [k_f].
     """
 
-    tokens: Tensor
-    index: Tensor
+    tokens: Kept
+    index: Kept
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """What is known of a stream: the channels of its tokens, and what the strategy remembers."""
+
+    width: int
+    past: Any
 
 
 class TokenPruner:
-    """Keeps the most novel tokens of each frame, with one history a stream.
+    """Keeps the most novel tokens of each frame, with one past a stream.
 
     Source: arXiv 2512.00891, STC-Pruner.
 
@@ -43,17 +58,18 @@ class TokenPruner:
         if not isinstance(config, PrunerConfig):
             raise TypeError(f"config must be a PrunerConfig, but is a {type(config).__name__}")
         self.config = config
-        self._histories: dict[Hashable, FrameHistory | CallHistory] = {}
+        self._strategy = config.make_strategy()
+        self._streams: dict[Hashable, _Stream] = {}
         self._named = False
 
     def __call__(self, tokens: Tensor, stream: Hashable = None) -> PrunedTokens:
-        """Keep k tokens of each frame and add the frames to the stream's history.
+        """Keep k tokens of each frame and add the frames to the stream's past.
 
         Args:
             tokens: [F, T, D], consecutive frames of one stream; float32, float16 or bfloat16, any
-                strides. F may be 0. In "grid", T is s · (s + 1).
-            stream: whose frames these are, a hashable name that compares by value; None: the one
-                stream, "default", of a pruner that is told no names.
+                strides. F may be 0: the strategy is not asked then. In "grid", T is s · (s + 1).
+            stream: whose frames these are, a hashable name that compares by value; None: the
+                default stream, whose name is "default", of a pruner that is told no names.
 
         Returns:
             The kept tokens and their rows. Frames given at once or one by one give the same with
@@ -62,24 +78,33 @@ class TokenPruner:
 
         Raises:
             ValueError: a wrong shape, fewer tokens a frame than are to be kept, another number of
-                channels than the stream's history has, an input that requires grad in grad mode,
-                no stream after one was named.
-            TypeError: a wrong dtype, or not a tensor; a name that compares by identity.
+                channels than the stream's past has, an input that requires grad in grad mode,
+                no stream after one was named, a strategy's result of another shape.
+            TypeError: a wrong dtype, or not a tensor; a name that compares by identity; a
+                strategy's result of another type.
         """
         named, stream = stream is not None, self._name(stream)
         side = self._check(tokens, stream)
-        frames = tokens if side is None else _patches(tokens, side)
-        if tokens.shape[0] == 0:
-            index = tokens.new_empty((0, self._kept(frames)), dtype=torch.int64)
+        patches = tokens.shape[1] if side is None else side * side
+        budget = self.config.kept_tokens(patches)
+        if len(tokens) == 0:
+            kept = budget + (side or 0)
+            index = tokens.new_empty((0, kept), dtype=torch.int64)
+            return PrunedTokens(stc_kernels.gather_tokens(tokens, index), index)
+        known = self._streams.get(stream)
+        past = None if known is None else known.past
+        if side is None:
+            chosen, places, past = self._strategy.select(tokens, past, budget)
+            if not keeps_highest_scores(self._strategy):
+                check_selection(type(self._strategy).__name__, chosen, places, tokens)
         else:
-            kept, index, history = self._prune(frames, stream)
-            self._histories[stream] = history
-            self._named = self._named or named
-            if side is None:
-                return PrunedTokens(kept, index)
-        if side is not None:
-            index = _with_newlines(index, side, in_order=self.config.history == "causal")
-        return PrunedTokens(stc_kernels.gather_tokens(tokens, index), index)
+            in_order = self.config.history == "causal"
+            chosen, places, past = select_in_grid(
+                self._strategy, tokens, past, budget, side, in_order
+            )
+        self._streams[stream] = _Stream(tokens.shape[2], past)
+        self._named = self._named or named
+        return PrunedTokens(chosen, places)
 
     def reset(self, *streams: Hashable) -> None:
         """Forget the past of the named streams, or of all when none is named.
@@ -90,11 +115,11 @@ class TokenPruner:
         """
         check_names(streams)
         for stream in streams:
-            if stream not in self._histories:
-                known = ", ".join(map(repr, self._histories)) or "none"
+            if stream not in self._streams:
+                known = ", ".join(map(repr, self._streams)) or "none"
                 raise ValueError(f"no stream is named {stream!r}; streams known: {known}")
-        for stream in dict.fromkeys(streams) or tuple(self._histories):
-            del self._histories[stream]
+        for stream in dict.fromkeys(streams) or tuple(self._streams):
+            del self._streams[stream]
         if not streams:
             self._named = False
 
@@ -111,51 +136,6 @@ class TokenPruner:
                 "frames without a name would share one past, whichever stream they are of"
             )
         return DEFAULT_STREAM
-
-    def _prune(
-        self, frames: Tensor, stream: Hashable
-    ) -> tuple[Tensor, Tensor, FrameHistory | CallHistory]:
-        config = self.config
-        k, width = self._kept(frames), frames.shape[2]
-        channels = None
-        if config.strategy == "gaussian":
-            channels = stc_kernels.quiet_channels(frames, config.scored_channels(width))
-        with torch.no_grad():
-            means = frames.mean(dim=1, dtype=torch.float32)
-        past = self._histories.get(stream)
-        if config.history == "released":
-            assert channels is not None
-            calls = (
-                past
-                if isinstance(past, CallHistory)
-                else CallHistory.empty(width, len(channels), frames.device)
-            )
-            anchor, history = calls.advance(means.mean(dim=0)[channels])
-            kept, index = self._keep(frames, k, anchor, channels)
-            return kept, index, history
-        seen = past if isinstance(past, FrameHistory) else FrameHistory.empty(width, frames.device)
-        anchors, after = seen.advance(means, config.window)
-        if channels is not None:
-            anchors = anchors[:, channels]
-        if seen.frames > 0:
-            kept, index = self._keep(frames, k, anchors, channels)
-            return kept, index, after
-        # The stream's first frame has no past to be held against.
-        pieces = [self._keep(frames[:1], k, None, channels)]
-        if frames.shape[0] > 1:
-            pieces.append(self._keep(frames[1:], k, anchors[1:], channels))
-        kept, index = (torch.cat(tensors) for tensors in zip(*pieces, strict=True))
-        return kept, index, after
-
-    def _keep(
-        self, frames: Tensor, k: int, anchor: Tensor | None, channels: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        return stc_kernels.prune_tokens(
-            frames, k, anchor, self.config.strategy, self.config.alpha, channels
-        )
-
-    def _kept(self, frames: Tensor) -> int:
-        return self.config.kept_tokens(frames.shape[1])
 
     def _check(self, tokens: Tensor, stream: Hashable) -> int | None:
         """Check a call's tokens; return the side of the square of patches in layout "grid"."""
@@ -181,26 +161,10 @@ class TokenPruner:
                 f"tokens_per_frame must be in 1..{rows}, the tokens a frame has, but is "
                 f"{self.config.tokens_per_frame}"
             )
-        history = self._histories.get(stream)
-        if history is not None and history.width != tokens.shape[2]:
+        known = self._streams.get(stream)
+        if known is not None and known.width != tokens.shape[2]:
             raise ValueError(
-                f"tokens must have {history.width} channels like the frames before of stream "
+                f"tokens must have {known.width} channels like the frames before of stream "
                 f"{stream!r}, but has {tokens.shape[2]}: reset the stream if it is a new one"
             )
         return side
-
-
-def _patches(tokens: Tensor, side: int) -> Tensor:
-    """Leave the newline rows out: [F, s(s + 1), D] to [F, s², D]."""
-    frames, _, width = tokens.shape
-    return tokens.reshape(frames, side, side + 1, width)[:, :, :side].reshape(
-        frames, side * side, width
-    )
-
-
-def _with_newlines(index: Tensor, side: int, in_order: bool) -> Tensor:
-    """Turn places among the patches into rows of the frame, and add the newline rows."""
-    rows = index + index // side
-    newlines = torch.arange(side, device=index.device) * (side + 1) + side
-    rows = torch.cat([rows, newlines.expand(index.shape[0], side)], dim=1)
-    return rows.sort(dim=1).values if in_order else rows

@@ -17,14 +17,12 @@ class FrameHistory:
     """The past frames of a stream: a running sum of their means, or the last means alone.
 
     Attributes:
-        width: channels (D).
         frames: frames so far.
         means: float64 [n, D]. Unbounded: one row, the sum of all. With a window: the last means,
             at most that many.
         counts: float64 [n], how many finite means each row stands for.
     """
 
-    width: int
     frames: int
     means: Tensor
     counts: Tensor
@@ -33,7 +31,7 @@ class FrameHistory:
     def empty(cls, width: int, device: torch.device) -> FrameHistory:
         """Return the history of a stream that has had no frame."""
         means = torch.zeros((0, width), dtype=torch.float64, device=device)
-        return cls(width, 0, means, means.new_zeros(0))
+        return cls(0, means, means.new_zeros(0))
 
     def advance(self, frame_means: Tensor, window: int | None) -> tuple[Tensor, FrameHistory]:
         """Return each new frame's temporal anchor, float32 [F, D], and the history after them.
@@ -58,7 +56,7 @@ class FrameHistory:
             kept = min(window, len(means))
             means, counts = means[-kept:].clone(), counts[-kept:].clone()
         anchors = (past / seen.clamp(min=1)[:, None]).float()
-        return anchors, FrameHistory(self.width, frames, means, counts)
+        return anchors, FrameHistory(frames, means, counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,21 +64,19 @@ class CallHistory:
     """The past calls as the published code has them: a mean a call, over its quiet channels.
 
     Attributes:
-        width: channels (D).
         total: sum of the calls' means, float64 [c]; entry j is the j-th quietest channel of each
             call, whichever that was.
         count: how many finite means the sum is of, float64 scalar.
     """
 
-    width: int
     total: Tensor
     count: Tensor
 
     @classmethod
-    def empty(cls, width: int, channels: int, device: torch.device) -> CallHistory:
+    def empty(cls, channels: int, device: torch.device) -> CallHistory:
         """Return the history of a stream that has had no call."""
         total = torch.zeros(channels, dtype=torch.float64, device=device)
-        return cls(width, total, total.new_zeros(()))
+        return cls(total, total.new_zeros(()))
 
     def advance(self, call_mean: Tensor) -> tuple[Tensor, CallHistory]:
         """Return the temporal anchor with a new call included, float32 [c], and the history."""
@@ -88,7 +84,7 @@ class CallHistory:
         total = self.total.to(new.device) + new[0]
         count = self.count.to(new.device) + finite[0]
         anchor = (total / count.clamp(min=1)).float()
-        return anchor, CallHistory(self.width, total, count)
+        return anchor, CallHistory(total, count)
 
 
 def _sums_before(rows: Tensor) -> Tensor:
