@@ -1,0 +1,292 @@
+"""`stc stream`: a video, dense and compressed."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, ExitStack
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stc_stream.cli.messages import as_option, fail, say
+from stc_stream.cli.needs import NEEDED, TOO_LARGE, kernels, require_modules
+from stc_stream.cli.options import CONTEXT, FiniteRange, as_document, as_name, as_path
+from stc_stream.cli.outputs import Output, check_outputs, same, write
+from stc_stream.cli.session import Session
+from stc_stream.cli.terminal import console_for, tower_words
+from stc_stream.interrupts import Interrupts
+from stc_stream.report.terminal import print_table, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stc_stream.comparison import StreamComparison
+    from stc_stream.report.gallery import Gallery
+    from stc_stream.report.run import StreamRun
+    from stc_stream.towers.load import VisionModel
+    from stc_stream.video import FrameStream
+
+
+@click.command(context_settings=CONTEXT, short_help="Stream a video and show what STC saves.")
+@click.argument("video", type=as_name, required=False)
+@click.option(
+    "--model",
+    type=as_name,
+    metavar="NAME_OR_PATH",
+    help="A SigLIP or CLIP model: a folder, or a name on the Hugging Face hub.  [default: the "
+    "geometry of SigLIP-base-patch16-384 with random weights; nothing is downloaded]",
+)
+@click.option(
+    "--update-ratio",
+    type=FiniteRange(0, 1, min_open=True),
+    default=0.25,
+    show_default=True,
+    help="Share of a frame's tokens that the Cacher recomputes.",
+)
+@click.option(
+    "--refresh-interval",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Every so many frames, one is computed whole.",
+)
+@click.option(
+    "--refresh-on-change",
+    type=FiniteRange(0, 1, min_open=True),
+    default=0.5,
+    show_default=True,
+    help="A frame is computed whole when more than this share of its patches changed; 1: never.",
+)
+@click.option(
+    "--tokens-per-frame",
+    type=click.IntRange(1),
+    help="Tokens of a frame that the Pruner keeps.  [default: a quarter]",
+)
+@click.option("--frames", type=click.IntRange(1), help="Stop after so many.  [default: all]")
+@click.option(
+    "--fps",
+    type=FiniteRange(0, min_open=True),
+    help="Take at most so many frames of each second of video.  [default: all]",
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="cpu, cuda or cuda:N; auto is a GPU where there is one.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="auto is float32 on a CPU, bfloat16 on a GPU.",
+)
+@click.option(
+    "--report", metavar="DIR", type=as_path, help="Write a page with pictures, DIR/index.html."
+)
+@click.option(
+    "--json",
+    "document",
+    metavar="FILE",
+    type=as_document,
+    help="Write all numbers as JSON; - is standard output, without the table.",
+)
+@click.pass_obj
+def stream(
+    session: Session,
+    video: str | None,
+    model: str | None,
+    update_ratio: float,
+    refresh_interval: int,
+    refresh_on_change: float,
+    tokens_per_frame: int | None,
+    frames: int | None,
+    fps: float | None,
+    device: str,
+    dtype: str,
+    report: Path | None,
+    document: Path | None,
+) -> None:
+    """Stream VIDEO through a vision tower, dense and compressed, and show what that saved.
+
+    VIDEO is a file, a folder of images, the number of a camera or an rtsp:// address; without it,
+    a short sample clip is streamed. Ctrl-C stops and reports the frames so far.
+    """
+    require_modules("stc stream", list(NEEDED))
+    from stc_stream.video import VideoError, open_video
+
+    warnings: list[str] = []
+    with ExitStack() as stack:
+        source = video if video is not None else str(stack.enter_context(_sample()))
+        # What is cheap to check comes before what takes seconds to import.
+        _check_overwriting(source, report, document)
+        check_outputs(report, document, None)
+        session.writes_files = report is not None or document is not None
+        session.require_somewhere()
+        try:
+            opened = open_video(source, fps=fps, frames=frames, warn=warnings.append)
+        except VideoError as error:
+            fail(str(error))
+        stack.enter_context(opened)
+
+        settings = {
+            "update_ratio": update_ratio,
+            "refresh_interval": refresh_interval,
+            "refresh_on_change": refresh_on_change,
+        }
+        comparison = _comparison(model, device, dtype, settings, tokens_per_frame)
+        stack.enter_context(comparison)
+        from stc_stream.report.gallery import Gallery
+
+        console = console_for(document)
+        gallery = Gallery()
+        console.print(
+            f"{printable(opened.name)} through {tower_words(comparison.tower)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        sys.stdout.flush()
+        session.require_somewhere()
+        try:
+            run = _run(comparison, opened, gallery, warnings, fps, console, session.interrupts)
+        except VideoError as error:
+            fail(f"{opened.name}: {error}")
+    _show(run, console)
+    from stc_stream.report.document import stream_document, write_document
+    from stc_stream.report.page import write_report
+
+    outputs = []
+    if document is not None:
+        outputs.append(
+            Output("JSON", document, lambda: write_document(stream_document(run), document))
+        )
+    if report is not None:
+        outputs.append(
+            Output("report", report, lambda: write_report(run, gallery.moments(), report))
+        )
+    write(outputs, console)
+
+
+def _sample() -> AbstractContextManager[Path]:
+    return as_file(files("stc_stream").joinpath("data/sample.mp4"))
+
+
+def _check_overwriting(source: str, report: Path | None, document: Path | None) -> None:
+    from stc_stream.video.folder import SUFFIXES
+
+    video = Path(source)
+    page = None if report is None else report / "index.html"
+    if page is not None and same(page, video):
+        fail(f"--report would overwrite the video {video}: choose another --report")
+    if document is None:
+        return
+    is_image = document.suffix.lower() in SUFFIXES and document.exists()
+    if same(document, video) or (is_image and same(document.parent, video)):
+        fail(f"--json would overwrite the video ({document}): choose another --json")
+    if page is not None and same(document, page):
+        fail(f"--json would overwrite the page of --report, {page}: choose another --json")
+
+
+def _comparison(
+    model: str | None,
+    device: str,
+    dtype: str,
+    settings: dict[str, Any],
+    tokens_per_frame: int | None,
+) -> StreamComparison:
+    kernels()
+    from stc_stream.cacher import CacherConfig
+    from stc_stream.comparison import StreamComparison
+    from stc_stream.pruner import PrunerConfig
+    from stc_stream.towers.load import ModelError, load_tower
+
+    try:
+        tower = load_tower(model, device=device, dtype=dtype)
+        _check_tokens(tower, tokens_per_frame)
+        cacher, pruner = CacherConfig(**settings), PrunerConfig.paper(tokens_per_frame)
+        return StreamComparison(tower, cacher, pruner)
+    except ModelError as error:
+        fail(str(error))
+    except ValueError as error:
+        fail(as_option(str(error)))
+
+
+def _check_tokens(tower: VisionModel, tokens_per_frame: int | None) -> None:
+    if tokens_per_frame is not None and tokens_per_frame > tower.tokens:
+        fail(
+            f"--tokens-per-frame must be at most {tower.tokens}, the tokens of a frame of "
+            f"{tower.name}, but is {tokens_per_frame}"
+        )
+
+
+def _run(
+    comparison: StreamComparison,
+    opened: FrameStream,
+    gallery: Gallery,
+    warnings: list[str],
+    fps: float | None,
+    console: Console,
+    interrupts: Interrupts,
+) -> StreamRun:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from torch import OutOfMemoryError
+
+    from stc_stream.report.run import StreamRun
+
+    numbers = []
+    complete = False
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    try:
+        with bar:
+            task = bar.add_task(f"streaming {printable(opened.name)}", total=opened.total)
+            for frame in opened:
+                result = comparison.step(frame)
+                numbers.append(result.numbers)
+                gallery.offer(result)
+                bar.advance(task)
+            complete = True
+        interrupts.finish()
+    except KeyboardInterrupt:
+        if not numbers:
+            raise
+    except (OutOfMemoryError, MemoryError):
+        fail(TOO_LARGE)
+    return StreamRun(
+        source=opened.name,
+        tower=comparison.tower,
+        cacher=comparison.cacher_config,
+        pruner=comparison.pruner_config,
+        frames=tuple(numbers),
+        warnings=tuple(warnings),
+        complete=complete,
+        fps=fps,
+        fidelity=comparison.fidelity,
+    )
+
+
+def _show(run: StreamRun, console: Console) -> None:
+    from stc_stream.report.table import summary_table, verdict
+
+    print_table(console, summary_table(run))
+    if not run.tower.pretrained:
+        console.print(
+            "The weights are random: latency is a trained tower's, the cosine is not.", style="dim"
+        )
+    console.print(verdict(run), style="bold", highlight=False, soft_wrap=True)
+    if run.moving_camera is not None:
+        console.print(f"{run.moving_camera}.", highlight=False, soft_wrap=True)
+    sys.stdout.flush()
+    for warning in run.warnings:
+        say(f"warning: {run.source}: {warning}")
+    if not run.complete:
+        say(f"warning: stopped at frame {run.frames[-1].index}; this is what there is so far")
