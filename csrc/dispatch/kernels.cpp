@@ -1,4 +1,4 @@
-// Compiled once for each instruction set, with STC_ISA naming it: see the build in setup.py.
+// Compiled once for each instruction set, with STC_ISA naming it: see build_backend/stc_ninja.py.
 #include "stc/kernels.h"
 
 #include "stc/anchor.h"
