@@ -32,7 +32,7 @@ def as_in_a_terminal() -> Iterator[None]:
 
 @pytest.fixture
 def stopped_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, signal.Signals], None]:
-    """Have a signal come after so many frames, exactly."""
+    """Have a signal come after exactly that many frames."""
 
     def at(frames: int, number: signal.Signals) -> None:
         offer, seen = Gallery.offer, []

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     type=Listed(click.IntRange(2)),
     multiple=True,
     callback=joined,
-    help="Every so many frames, one is computed whole; likewise a list.  [default: 2,4]",
+    help="Every N frames, one is computed whole; likewise a list.  [default: 2,4]",
 )
 @click.option(
     "--streams",
@@ -74,12 +74,12 @@ if TYPE_CHECKING:
 @click.option(
     "--layers",
     type=click.IntRange(1),
-    help="Use only the tower's first so many layers.  [default: what two minutes allow]",
+    help="Use only the tower's first N layers.  [default: what two minutes allow]",
 )
 @click.option(
     "--rounds",
     type=click.IntRange(1),
-    help="Time every side so often.  [default: what two minutes allow, 3 to 15]",
+    help="Time every side N times.  [default: what two minutes allow, 3 to 15]",
 )
 @click.option(
     "--device",

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     default=4,
     show_default=True,
-    help="Every so many frames, one is computed whole.",
+    help="Every N frames, one is computed whole.",
 )
 @click.option(
     "--refresh-on-change",
@@ -64,11 +64,11 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Tokens of a frame that the Pruner keeps.  [default: a quarter]",
 )
-@click.option("--frames", type=click.IntRange(1), help="Stop after so many.  [default: all]")
+@click.option("--frames", type=click.IntRange(1), help="Stop after N frames.  [default: all]")
 @click.option(
     "--fps",
     type=FiniteRange(0, min_open=True),
-    help="Take at most so many frames of each second of video.  [default: all]",
+    help="Take at most N frames of each second of video.  [default: all]",
 )
 @click.option(
     "--device",

@@ -48,7 +48,7 @@ def print_table(console: Console, table: Table) -> None:
 
 
 def some(count: int, most: int) -> list[int]:
-    """Return at most so many of the places below `count`, evenly spread, with both ends."""
+    """Return at most `most` of the places below `count`, evenly spread, with both ends."""
     shown = min(count, most)
     return [round(place * (count - 1) / max(shown - 1, 1)) for place in range(shown)]
 
