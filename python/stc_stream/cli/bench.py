@@ -12,12 +12,14 @@ from stc_stream.cli.messages import as_option, fail, say
 from stc_stream.cli.needs import TOO_LARGE, kernels, memory_errors, require_modules
 from stc_stream.cli.options import (
     CONTEXT,
-    FiniteRange,
+    SHARE,
     Listed,
-    as_document,
-    as_name,
     as_path,
+    device_option,
+    dtype_option,
     joined,
+    json_option,
+    model_option,
 )
 from stc_stream.cli.outputs import Output, check_outputs, same, write
 from stc_stream.cli.session import Session
@@ -40,16 +42,13 @@ if TYPE_CHECKING:
     type=click.Choice(["siglip-so400m", "siglip-base", "clip-l", "qwen2-vl"]),
     help="A real model's sizes, with random weights: nothing is downloaded.",
 )
-@click.option(
-    "--model",
-    type=as_name,
-    metavar="NAME_OR_PATH",
-    help="Instead of --tower, a SigLIP or CLIP model: a folder, or a name on the Hugging Face hub.",
+@model_option(
+    "Instead of --tower, a SigLIP or CLIP model: a folder, or a name on the Hugging Face hub."
 )
 @click.option(
     "--update-ratio",
     "ratios",
-    type=Listed(FiniteRange(0, 1, min_open=True)),
+    type=Listed(SHARE),
     multiple=True,
     callback=joined,
     help="Shares of a frame's tokens to recompute: 0.1,0.25, or the option again.  "
@@ -81,19 +80,8 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Time every side N times.  [default: what two minutes allow, 3 to 15]",
 )
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    help="cpu, cuda or cuda:N; auto is a GPU where there is one.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="auto is float32 on a CPU, bfloat16 on a GPU.",
-)
+@device_option
+@dtype_option
 @click.option(
     "--compile/--no-compile",
     "compiles",
@@ -101,13 +89,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Also time the dense tower under torch.compile.",
 )
-@click.option(
-    "--json",
-    "document",
-    metavar="FILE",
-    type=as_document,
-    help="Write all numbers as JSON; - is standard output, without the table.",
-)
+@json_option
 @click.option(
     "--figure",
     metavar="FILE",

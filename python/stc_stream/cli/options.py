@@ -1,11 +1,11 @@
-"""The types of options, and settings of all commands."""
+"""The options that several commands have, their types, and the settings of all commands."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 else:
     _ParamType = click.ParamType
 
+_Decorated = TypeVar("_Decorated", bound="Callable[..., Any] | click.Command")
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -68,3 +69,32 @@ def as_path(text: str) -> Path:
 
 def as_document(text: str) -> Path:
     return STANDARD_OUTPUT if text == "-" else as_path(text)
+
+
+SHARE = FiniteRange(0, 1, min_open=True)
+
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="cpu, cuda or cuda:N; auto is a GPU where there is one.",
+)
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="auto is float32 on a CPU, bfloat16 on a GPU.",
+)
+json_option = click.option(
+    "--json",
+    "document",
+    metavar="FILE",
+    type=as_document,
+    help="Write all numbers as JSON; - is standard output, without the table.",
+)
+
+
+def model_option(words: str) -> Callable[[_Decorated], _Decorated]:
+    """Return the option `--model`, whose help is `words`."""
+    return click.option("--model", type=as_name, metavar="NAME_OR_PATH", help=words)

@@ -12,7 +12,17 @@ import click
 
 from stc_stream.cli.messages import as_option, fail, say
 from stc_stream.cli.needs import NEEDED, TOO_LARGE, kernels, require_modules
-from stc_stream.cli.options import CONTEXT, FiniteRange, as_document, as_name, as_path
+from stc_stream.cli.options import (
+    CONTEXT,
+    SHARE,
+    FiniteRange,
+    as_name,
+    as_path,
+    device_option,
+    dtype_option,
+    json_option,
+    model_option,
+)
 from stc_stream.cli.outputs import Output, check_outputs, same, write
 from stc_stream.cli.session import Session
 from stc_stream.cli.terminal import console_for, tower_words
@@ -31,16 +41,13 @@ if TYPE_CHECKING:
 
 @click.command(context_settings=CONTEXT, short_help="Stream a video and show what STC saves.")
 @click.argument("video", type=as_name, required=False)
-@click.option(
-    "--model",
-    type=as_name,
-    metavar="NAME_OR_PATH",
-    help="A SigLIP or CLIP model: a folder, or a name on the Hugging Face hub.  [default: the "
-    "geometry of SigLIP-base-patch16-384 with random weights; nothing is downloaded]",
+@model_option(
+    "A SigLIP or CLIP model: a folder, or a name on the Hugging Face hub.  [default: the geometry "
+    "of SigLIP-base-patch16-384 with random weights; nothing is downloaded]"
 )
 @click.option(
     "--update-ratio",
-    type=FiniteRange(0, 1, min_open=True),
+    type=SHARE,
     default=0.25,
     show_default=True,
     help="Share of a frame's tokens that the Cacher recomputes.",
@@ -54,7 +61,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--refresh-on-change",
-    type=FiniteRange(0, 1, min_open=True),
+    type=SHARE,
     default=0.5,
     show_default=True,
     help="A frame is computed whole when more than this share of its patches changed; 1: never.",
@@ -70,29 +77,12 @@ if TYPE_CHECKING:
     type=FiniteRange(0, min_open=True),
     help="Take at most N frames of each second of video.  [default: all]",
 )
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    help="cpu, cuda or cuda:N; auto is a GPU where there is one.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="auto is float32 on a CPU, bfloat16 on a GPU.",
-)
+@device_option
+@dtype_option
 @click.option(
     "--report", metavar="DIR", type=as_path, help="Write a page with pictures, DIR/index.html."
 )
-@click.option(
-    "--json",
-    "document",
-    metavar="FILE",
-    type=as_document,
-    help="Write all numbers as JSON; - is standard output, without the table.",
-)
+@json_option
 @click.pass_obj
 def stream(
     session: Session,
