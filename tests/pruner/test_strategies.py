@@ -319,3 +319,91 @@ def test_settings_of_the_named_ones_are_checked() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"), [(CLIP, "Tensor"), ((CLIP, PLACES), "tuple of 2"), (None, "NoneType")]
+)
+def test_an_answer_that_is_no_selection_is_named(answer, found) -> None:
+    rule = SimpleNamespace(select=lambda tokens, past, budget: answer)
+    for layout, length in (("flat", 6), ("grid", 12)):
+        config = PrunerConfig(strategy=rule, tokens_per_frame=2, layout=layout)
+        with pytest.raises(TypeError, match=rf"\(tokens, places, past\), but returned a {found}"):
+            TokenPruner(config)(torch.zeros(2, length, 3))
+
+
+class Remembers(ScoreStrategy):
+    """Keeps larger tokens, and remembers what it is told to."""
+
+    def __init__(self, remember) -> None:
+        self.remember = remember
+
+    def score(self, tokens: Tensor, past: object) -> tuple[Tensor, object]:
+        return tokens.norm(dim=-1), self.remember(tokens, past)
+
+
+@pytest.mark.parametrize("layout", ["flat", "grid"])
+def test_a_past_that_grows_with_its_stream_is_refused(layout, generator) -> None:
+    rule = Remembers(lambda tokens, past: [*(past or []), {"frame": tokens.clone()}])
+    pruner = TokenPruner(PrunerConfig(strategy=rule, tokens_per_frame=2, layout=layout))
+    clip = torch.randn(60, 12, 3, generator=generator)
+    frame_bytes = 4 * 3 * (12 if layout == "flat" else 9)
+    fit = 16 * 12 * 3 * 4 // frame_bytes
+    for frame in clip[:fit]:
+        pruner(frame[None])
+    message = (
+        rf"Remembers must .* at most 2304 bytes .* remembers {(fit + 1) * frame_bytes}: a past"
+    )
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            pruner(clip[:1])
+    pruner.reset("default")
+    pruner(clip[:1])
+
+
+def test_a_rule_may_say_how_much_it_remembers(generator) -> None:
+    class All(Remembers):
+        def max_past_bytes(self, tokens: int, channels: int) -> int:
+            return 20 * tokens * channels * 4
+
+    rule = All(lambda tokens, past: (*(past or ()), tokens.clone())[-20:])
+    pruner = TokenPruner(PrunerConfig(strategy=rule, tokens_per_frame=2))
+    for frames in (20, 3, 30):
+        pruner(torch.randn(frames, 12, 3, generator=generator))
+
+
+def test_a_past_that_is_a_view_of_the_tokens_is_refused(generator) -> None:
+    clip = torch.randn(4, 12, 3, generator=generator)
+    for remember in (
+        lambda tokens, past: tokens,
+        lambda tokens, past: SimpleNamespace(x=tokens[0]),
+    ):
+        pruner = TokenPruner(PrunerConfig(strategy=Remembers(remember), tokens_per_frame=2))
+        with pytest.raises(ValueError, match="Remembers must not remember a view .* a clone"):
+            pruner(clip)
+        with pytest.raises(ValueError, match="streams known: none"):
+            pruner.reset("default")
+
+
+def test_tokens_that_no_op_sees_are_checked_too(generator) -> None:
+    pruner = TokenPruner(PrunerConfig(strategy=LongerThan(1.0), keep_ratio=1.0))
+    with pytest.raises(TypeError, match="dtype float32, float16 or bfloat16, but has .*float64"):
+        pruner(torch.zeros(1, 12, 3, dtype=torch.float64))
+    tokens = torch.randn(2, 12, 3, generator=generator, requires_grad=True)
+    with pytest.raises(ValueError, match="tokens must not require grad in grad mode"):
+        pruner(tokens)
+    with torch.no_grad():
+        assert not pruner(tokens).tokens[0].requires_grad
+
+
+def test_a_rule_with_weights_of_its_own_keeps_no_graph(generator) -> None:
+    weight = torch.randn(3, generator=generator, requires_grad=True)
+
+    class Learned(ScoreStrategy):
+        def score(self, tokens: Tensor, past: None) -> tuple[Tensor, Tensor]:
+            return tokens @ weight, weight * 2
+
+    clip = torch.randn(2, 12, 3, generator=generator)
+    pruner = TokenPruner(PrunerConfig(strategy=Learned(), tokens_per_frame=4))
+    assert pruner(clip).index.tolist() == rows_of(clip, list(clip @ weight), 4)
+    assert not pruner._streams["default"].past.requires_grad

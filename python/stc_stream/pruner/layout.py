@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 import stc_kernels
+from stc_stream.pruner.selection import select
 from stc_stream.pruner.strategies import Kept, PruningStrategy, ScoreStrategy
 from stc_stream.pruner.strategies.anchored import keeps_highest_scores
-from stc_stream.pruner.strategies.strategy import check_selection
 
 
 def select_in_grid(
@@ -37,9 +37,7 @@ def select_in_grid(
         rows[:, :, :side] = lower.unflatten(1, (side, side))
         kept, index = stc_kernels.topk_gather(tokens, rows.flatten(1), budget + side)
         return kept, index, past
-    chosen, places, past = strategy.select(patches, past, budget)
-    if not keeps_highest_scores(strategy):
-        check_selection(type(strategy).__name__, chosen, places, patches)
+    chosen, places, past = select(strategy, patches, past, budget)
     newlines = torch.arange(side, device=tokens.device) * (side + 1) + side
     if isinstance(places, Tensor):
         assert isinstance(chosen, Tensor)

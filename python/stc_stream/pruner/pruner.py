@@ -13,9 +13,9 @@ from torch import Tensor
 import stc_kernels
 from stc_stream.pruner.config import PrunerConfig
 from stc_stream.pruner.layout import select_in_grid
+from stc_stream.pruner.selection import check_past, check_tokens, select
 from stc_stream.pruner.strategies import Kept
-from stc_stream.pruner.strategies.anchored import keeps_highest_scores
-from stc_stream.pruner.strategies.strategy import check_selection
+from stc_stream.pruner.strategies.anchored import AnchoredStrategy
 from stc_stream.stream_names import DEFAULT_STREAM, check_names
 
 
@@ -79,7 +79,8 @@ class TokenPruner:
         Raises:
             ValueError: a wrong shape, fewer tokens a frame than are to be kept, another number of
                 channels than the stream's past has, an input that requires grad in grad mode,
-                no stream after one was named, a strategy's result of another shape.
+                no stream after one was named, a strategy's result of another shape, a past that
+                is larger than its `max_past_bytes` or a view of the tokens.
             TypeError: a wrong dtype, or not a tensor; a name that compares by identity; a
                 strategy's result of another type.
         """
@@ -93,15 +94,14 @@ class TokenPruner:
             return PrunedTokens(stc_kernels.gather_tokens(tokens, index), index)
         known = self._streams.get(stream)
         past = None if known is None else known.past
-        if side is None:
-            chosen, places, past = self._strategy.select(tokens, past, budget)
-            if not keeps_highest_scores(self._strategy):
-                check_selection(type(self._strategy).__name__, chosen, places, tokens)
+        if isinstance(self._strategy, AnchoredStrategy):
+            # Its ops check the tokens, and its pasts are bounded as they are.
+            chosen, places, past = self._select(tokens, past, budget, side)
         else:
-            in_order = self.config.history == "causal"
-            chosen, places, past = select_in_grid(
-                self._strategy, tokens, past, budget, side, in_order
-            )
+            check_tokens(tokens)
+            with torch.no_grad():
+                chosen, places, past = self._select(tokens, past, budget, side)
+            check_past(self._strategy, tokens, past)
         self._streams[stream] = _Stream(tokens.shape[2], past)
         self._named = self._named or named
         return PrunedTokens(chosen, places)
@@ -125,6 +125,14 @@ class TokenPruner:
 
     def __repr__(self) -> str:
         return f"TokenPruner({self.config})"
+
+    def _select(
+        self, tokens: Tensor, past: Any, budget: int, side: int | None
+    ) -> tuple[Kept, Kept, Any]:
+        if side is None:
+            return select(self._strategy, tokens, past, budget)
+        in_order = self.config.history == "causal"
+        return select_in_grid(self._strategy, tokens, past, budget, side, in_order)
 
     def _name(self, stream: Hashable) -> Hashable:
         if stream is not None:

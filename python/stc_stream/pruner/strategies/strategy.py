@@ -30,8 +30,10 @@ class PruningStrategy(ABC):
 
         Args:
             tokens: [F, T, D], consecutive frames of one stream, F ≥ 1; not to be changed.
-            past: what the last call of this stream returned; None: its first. Keep it bounded: a
-                stream may never end. It is dropped when the stream is reset.
+            past: what the last call of this stream returned; None: its first. Not to be changed: a
+                call that fails leaves it as it was. It must not grow with the stream, which may
+                never end (`max_past_bytes` is checked), nor hold a view of the tokens. It is
+                dropped when the stream is reset.
             budget: tokens to keep of each frame, 1 to T. A rule with a number of its own takes it
                 for its mean, or its most, and says so.
 
@@ -41,6 +43,17 @@ class PruningStrategy(ABC):
             lists of F tensors, [k_f, D] and [k_f]. A rule that merges what it drops returns merged
             tokens, at the place of one of them.
         """
+
+    def max_past_bytes(self, tokens: int, channels: int) -> int:
+        """Return how many bytes of tensors a stream's past may hold; more is a `ValueError`.
+
+        By default as much as 16 frames in float32.
+
+        Args:
+            tokens: T, of the frames of the call; in "grid" with the newline tokens.
+            channels: D.
+        """
+        return 16 * tokens * channels * 4
 
 
 class ScoreStrategy(PruningStrategy):
@@ -71,7 +84,7 @@ class ScoreStrategy(PruningStrategy):
         """Return the novelty of all tokens of several frames, float32 [F, T], and the new past.
 
         Raises:
-            TypeError: `score` returned no floating-point tensor.
+            TypeError: `score` returned no tuple, or no floating-point tensor.
             ValueError: it returned one of another shape or device.
         """
         if self.scores_frames_together:
@@ -88,8 +101,14 @@ class ScoreStrategy(PruningStrategy):
         return kept, index, past
 
     def _checked(self, tokens: Tensor, past: Any) -> tuple[Tensor, Any]:
-        novelty, past = self.score(tokens, past)
         name = type(self).__name__
+        scored: object = self.score(tokens, past)
+        if not isinstance(scored, tuple) or len(scored) != 2:
+            raise TypeError(
+                f"{name}.score must return a tuple (novelty, past), but returned a "
+                f"{type(scored).__name__}"
+            )
+        novelty, past = scored
         if not isinstance(novelty, Tensor) or not novelty.is_floating_point():
             found = novelty.dtype if isinstance(novelty, Tensor) else type(novelty).__name__
             raise TypeError(
