@@ -5,10 +5,10 @@
     python -m benchmarks.tradeoff --draw benchmarks/results/NAME-tradeoff.json    # figures again
 
 Runs the sample clip through a tower dense, with a Cacher over N and r, with whole frames skipped
-(the last refreshed output again), and with tokens merged within the frame (`benchmarks/tome.py`).
-Then times a few frames each way, in turns in one process: a refresh and a selective frame as a
-ratio to dense, medians of the frames' own ratios. Writes NAME.json, NAME.md and the figures of
-docs/tradeoff.md. Closeness is the same on a busy machine; for latency, `--retime` on an idle one.
+(the last refreshed output again), and with tokens merged within the frame (ToMe). Then times a few
+frames each way, in turns in one process: a refresh and a selective frame as a ratio to dense,
+medians of the frames' own ratios. Writes NAME.json, NAME.md and the figures of docs/tradeoff.md.
+Closeness is the same on a busy machine; for latency, `--retime` on an idle one.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.tome import MergedTower
 from stc_stream.benchmark import bench_clip
 from stc_stream.benchmark.sides import shared_copy
 from stc_stream.cacher import Cacher, CacherConfig, Recording, attach_cacher
+from stc_stream.evaluate.methods.merge import TokenMerging
 from stc_stream.report.document import machine
 from stc_stream.report.versions import versions
 from stc_stream.towers.load import ModelError, VisionModel, build_tower, load_tower
@@ -453,13 +453,15 @@ class _MergeWay(_Way):
 
     def __init__(self, tower: VisionModel, merged: int) -> None:
         super().__init__("merge", {"merged": merged}, tower)
-        self._merged = MergedTower(shared_copy(tower.module), merged)
+        self._module = shared_copy(tower.module)
+        self._merging = TokenMerging(merged).attach(self._module)
 
     def run(self, number: int, inputs: dict[str, Tensor]) -> Tensor:
-        return self._merged(inputs)
+        tokens: Tensor = self._module(**inputs).last_hidden_state
+        return tokens
 
     def recomputed(self) -> float:
-        return self._merged.share
+        return self._merging.shares.share[0]
 
 
 def _at(tower: VisionModel, interval: int, every: bool = False) -> list[_Way]:

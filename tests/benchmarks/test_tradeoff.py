@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from xml.etree import ElementTree
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from benchmarks import tradeoff
-from benchmarks.tome import MergedTower
 from stc_stream.benchmark import bench_clip
 from stc_stream.benchmark.sides import shared_copy
 from stc_stream.cacher import CacherConfig, attach_cacher
@@ -38,79 +35,6 @@ def make(seed: int, prefix: int = 0) -> VisionModel:
     module = module.eval().requires_grad_(False)
     cpu = torch.device("cpu")
     return VisionModel(module, "tiny", False, 64, 16, 32, 3, HALF, HALF, cpu, torch.float32, prefix)
-
-
-def merged_by_hand(module, embedded: Tensor, count: int, prefix: int) -> Tensor:
-    """Token by token: groups of patches, their tokens, and each patch's token at the end."""
-    groups = [[place] for place in range(len(embedded))]
-    x = embedded
-    for layer in module.encoder.layers:
-        heads, width = 2, x.shape[1] // 2
-        normed = layer.layer_norm1(x)
-        q, k, v = (getattr(layer.self_attn, f"{name}_proj")(normed) for name in "qkv")
-        context = torch.zeros_like(x)
-        for head in range(heads):
-            part = slice(head * width, (head + 1) * width)
-            logits = q[:, part] @ k[:, part].T / math.sqrt(width)
-            # As if each token were there once for every patch that went into it.
-            sizes = torch.tensor([float(len(group)) for group in groups])
-            weights = logits.exp() * sizes
-            context[:, part] = weights / weights.sum(1, keepdim=True) @ v[:, part]
-        x = x + layer.self_attn.out_proj(context)
-        keys = (k[:, :width] + k[:, width:]) / 2
-        pairs = []
-        for one in range(0, len(x), 2):
-            if one < prefix:
-                continue
-            likeness = {
-                other: float(torch.cosine_similarity(keys[one], keys[other], dim=0))
-                for other in range(1, len(x), 2)
-            }
-            best = max(likeness, key=likeness.__getitem__)
-            pairs.append((likeness[best], one, best))
-        count_here = min(count, len(x) // 2 - prefix)
-        totals = [x[place] * len(groups[place]) for place in range(len(x))]
-        gone = set()
-        for _, one, other in sorted(pairs, reverse=True)[:count_here]:
-            totals[other] = totals[other] + totals[one]
-            groups[other] = groups[other] + groups[one]
-            gone.add(one)
-        stay = [place for place in range(len(x)) if place not in gone]
-        x = torch.stack([totals[place] / len(groups[place]) for place in stay])
-        groups = [groups[place] for place in stay]
-        x = x + layer.mlp(layer.layer_norm2(x))
-    result = torch.empty_like(embedded)
-    for token, group in zip(x, groups, strict=True):
-        for place in group:
-            result[place] = token
-    return result
-
-
-@pytest.mark.parametrize("prefix", [0, 1])
-@pytest.mark.parametrize("count", [1, 3, 6, 99])
-def test_merging_is_what_a_plain_statement_does(seed: int, prefix: int, count: int) -> None:
-    tower = make(seed, prefix)
-    inputs = tower.batch(bench_clip(1).images)
-    merged = MergedTower(tower.module, count)
-    found = merged(inputs)
-    embedded = tower.module.embeddings(inputs["pixel_values"])
-    if prefix:
-        embedded = tower.module.pre_layrnorm(embedded)
-    expected = merged_by_hand(tower.module, embedded[0], count, prefix)
-    if not prefix:
-        expected = tower.module.post_layernorm(expected)
-    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-4)
-    assert 0 < merged.share < 1
-    assert all("forward" not in vars(layer) for layer in tower.module.encoder.layers)
-
-
-def test_merging_nothing_is_dense(seed: int) -> None:
-    tower = make(seed)
-    inputs = tower.batch(bench_clip(1).images)
-    merged = MergedTower(tower.module, 0)
-    dense = tower.module(**inputs).last_hidden_state
-    torch.testing.assert_close(merged(inputs), dense, rtol=1e-5, atol=1e-5)
-    assert merged.share == 1.0
 
 
 def test_every_way_is_measured_and_what_is_kept_is_read_back(seed: int, tmp_path) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from torch import nn
 
 from stc_stream.cacher.policy import RefreshPolicy
 from stc_stream.cacher.selection import TokenSelection
 from stc_stream.ratios import share_of
+
+if TYPE_CHECKING:
+    from stc_stream.cacher.cacher import Cacher
 
 Metric = Literal["cosine", "dot", "l1", "l2"]
 ReferenceKeys = Literal["full", "int8"]
@@ -87,6 +92,12 @@ class CacherConfig:
             settings: any other field but `refresh_on_change`, which is None.
         """
         return cls(update_ratio, refresh_interval, refresh_on_change=None, **settings)
+
+    def attach(self, tower: nn.Module) -> Cacher:
+        """Return `attach_cacher(tower, self)`, which detaches when its context is left."""
+        from stc_stream.cacher.cacher import attach_cacher
+
+        return attach_cacher(tower, self)
 
     def __post_init__(self) -> None:
         _check_share("update_ratio", self.update_ratio)

@@ -69,6 +69,22 @@ class Recording:
     def __init__(self) -> None:
         self.layers: tuple[LayerRecord, ...] = ()
 
+    @property
+    def whole(self) -> tuple[bool, ...]:
+        """Whether each row was a refresh frame, computed whole."""
+        return tuple(self.layers[0].refreshed.tolist()) if self.layers else ()
+
+    @property
+    def share(self) -> tuple[float, ...]:
+        """The share of each row's tokens that were recomputed, mean over the layers.
+
+        Of frames of several sizes, it is a share of the largest's tokens.
+        """
+        if not self.layers:
+            return ()
+        shares = torch.stack([layer.recomputed.float().mean(1) for layer in self.layers])
+        return tuple(shares.mean(0).tolist())
+
     def __iter__(self) -> Iterator[LayerRecord]:
         return iter(self.layers)
 

@@ -1,0 +1,94 @@
+"""Methods by name: one file each, found by its file's name.
+
+A file's `METHOD` is a frozen dataclass whose fields are the method's settings, each with a default.
+It has what the method needs: `attach(tower)`, or an attribute `tower` with something that has; an
+attribute `pruner`. `stc:update_ratio=0.1,refresh_interval=2` is the method of `stc.py` with two of
+its settings.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from dataclasses import fields
+from importlib import import_module
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from stc_stream.evaluate.method import Method
+
+
+def method_names() -> tuple[str, ...]:
+    """Return the names of all methods, in order of the alphabet."""
+    return tuple(sorted(found.name for found in pkgutil.iter_modules(__path__)))
+
+
+def read_method(text: str) -> Method:
+    """Return a method that is written as its name, or `name:setting=value,setting=value`.
+
+    A value that may be None is written `none`.
+
+    Raises:
+        ValueError: no method of that name, no such setting, or a value that it can't have; one
+            line that says what there is.
+    """
+    name, _, written = text.partition(":")
+    if name not in method_names():
+        raise ValueError(f"method must be one of {', '.join(method_names())}, but is {name!r}")
+    kind = import_module(f"{__name__}.{name}").METHOD
+    types = get_type_hints(kind)
+    known = [field.name for field in fields(kind)]
+    settings: dict[str, Any] = {}
+    for part in filter(None, written.split(",")):
+        setting, equals, value = (each.strip() for each in part.partition("="))
+        if not equals:
+            raise ValueError(
+                f"settings of method {name} must be setting=value, but one is {part!r}"
+            )
+        if setting not in known:
+            if not known:
+                raise ValueError(f"method {name} has no settings, but {setting!r} was given")
+            raise ValueError(f"method {name} has {', '.join(known)}, but no {setting!r}")
+        if setting in settings:
+            raise ValueError(f"method {name} has {setting} twice")
+        settings[setting] = _value(name, setting, value, types[setting])
+    try:
+        return _method(text, kind(**settings))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"method {name}: {error}") from None
+
+
+def _method(name: str, settings: Any) -> Method:
+    tower = settings if hasattr(settings, "attach") else getattr(settings, "tower", None)
+    return Method(name, tower=tower, pruner=getattr(settings, "pruner", None))
+
+
+def _value(method: str, setting: str, text: str, kind: Any) -> Any:
+    choices = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    for choice in choices:
+        try:
+            return _read(text, choice)
+        except ValueError:
+            continue
+    words = " or ".join(map(_words, choices))
+    raise ValueError(f"{setting} of method {method} must be {words}, but is {text!r}")
+
+
+def _read(text: str, kind: Any) -> Any:
+    if kind is NoneType:
+        options: dict[str, Any] = {"none": None}
+    elif kind is bool:
+        options = {"true": True, "false": False}
+    elif get_origin(kind) is Literal:
+        options = {str(each): each for each in get_args(kind)}
+    else:
+        return kind(text)
+    if text not in options:
+        raise ValueError(text)
+    return options[text]
+
+
+def _words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    names = {NoneType: "none", bool: "true or false", int: "a whole number", float: "a number"}
+    return names.get(kind, "a word")
