@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from stc_stream import Cacher, CacherConfig, CacherStats, attach_cacher
-from stc_stream.benchmark import Arithmetic
 from stc_stream.benchmark.sides import Dense, compiled, eager, quiet, shared_copy
+from stc_stream.evaluate.cost import Arithmetic
 from stc_stream.towers.load import VisionModel, build_tower
 from stc_stream.towers.sizes import MODEL_SIZES
 

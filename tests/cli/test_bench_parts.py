@@ -16,7 +16,6 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionCon
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
 from stc_stream.benchmark import (
-    Arithmetic,
     BenchConfig,
     TowerBench,
     bench_clip,
@@ -30,6 +29,7 @@ from stc_stream.benchmark.plan import turn
 from stc_stream.benchmark.sides import Ours, eager, graphed, shared_copy
 from stc_stream.cacher import CacherConfig, attach_cacher
 from stc_stream.comparison.fidelity import FidelityTally, cosines, watch_layers
+from stc_stream.evaluate.cost import Arithmetic
 from stc_stream.towers import read_tower
 from stc_stream.towers.load import VisionModel, build_tower, load_tower
 from stc_stream.towers.sizes import MODEL_SIZES, Packing, TowerSizes

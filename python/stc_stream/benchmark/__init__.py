@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from stc_stream.benchmark.arithmetic import Arithmetic
 from stc_stream.benchmark.clip import Clip, bench_clip
 from stc_stream.benchmark.engine import Progress, TowerBench, WrongResult
 from stc_stream.benchmark.plan import BenchConfig, first_layers, fitting_layers
 from stc_stream.benchmark.results import BenchRun, Dense, RatioFidelity, Setting, Timing
 
 __all__ = [
-    "Arithmetic",
     "BenchConfig",
     "BenchRun",
     "Clip",

@@ -12,13 +12,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stc_stream.benchmark.arithmetic import Arithmetic
 from stc_stream.benchmark.clip import Clip
 from stc_stream.benchmark.plan import BenchConfig, rounds_that_fit, turn
 from stc_stream.benchmark.results import BenchRun, Dense, RatioFidelity, Setting, Timing
 from stc_stream.benchmark.sides import Dense as DenseRun
 from stc_stream.benchmark.sides import Inputs, Ours, compiled, eager, graphed, quiet, shared_copy
 from stc_stream.comparison.fidelity import FidelityTally, cosines, watch_layers
+from stc_stream.evaluate.cost import Arithmetic
 from stc_stream.towers import read_tower
 from stc_stream.towers.load import VisionModel
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from stc_stream.benchmark.arithmetic import Arithmetic
 from stc_stream.benchmark.clip import Clip
 from stc_stream.cacher import CacherConfig
+from stc_stream.evaluate.cost import Arithmetic
 from stc_stream.towers import read_tower
 from stc_stream.towers.load import VisionModel
 
