@@ -22,7 +22,7 @@ from torch import Tensor
 
 from stc_stream import Cacher, CacherConfig, CacherStats, attach_cacher
 from stc_stream.benchmark.sides import Dense, compiled, eager, quiet, shared_copy
-from stc_stream.evaluate.cost import Arithmetic
+from stc_stream.evaluate.cost import CostModel
 from stc_stream.towers.load import VisionModel, build_tower
 from stc_stream.towers.sizes import MODEL_SIZES
 
@@ -133,16 +133,12 @@ def compare(
         with attach_cacher(ours.module, config) as cacher, cacher.streams(range(streams)):
             check(ours, cacher, batches)
             benchmark.pedantic(run, setup=run_densely, rounds=rounds, warmup_rounds=1)
-            arithmetic = Arithmetic.of(cacher.tower, tower.tokens + tower.prefix_tokens)
+            cost = CostModel.of(cacher.tower, tower.tokens + tower.prefix_tokens)
             stats = cacher.stats
     times = benchmark.stats.stats.data
     seconds = {name: values[-rounds:] for name, values in seconds.items()}
     fastest = min(seconds, key=lambda name: statistics.median(seconds[name]))
     dense = seconds[fastest]
-    selective = config.refresh_interval == NEVER
-    share = (
-        arithmetic.selective_share(RATIO) if selective else arithmetic.cycle_share(RATIO, interval)
-    )
     benchmark.extra_info |= {
         "tower": f"{tower.name}, {tower.layers} layers, {tower.dtype}",
         "layers": tower.layers,
@@ -155,7 +151,7 @@ def compare(
         "left_out": left_out,
         "times_faster": statistics.median(d / t for d, t in zip(dense, times, strict=True)),
         "times_faster_of_minima": min(dense) / min(times),
-        "cap": 1 / share,
+        "cap": cost.max_speedup(RATIO, None if config.refresh_interval == NEVER else interval),
     }
     return stats
 

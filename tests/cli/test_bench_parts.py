@@ -29,7 +29,7 @@ from stc_stream.benchmark.plan import turn
 from stc_stream.benchmark.sides import Ours, eager, graphed, shared_copy
 from stc_stream.cacher import CacherConfig, attach_cacher
 from stc_stream.comparison.fidelity import FidelityTally, cosines, watch_layers
-from stc_stream.evaluate.cost import Arithmetic
+from stc_stream.evaluate.cost import CostModel
 from stc_stream.towers import read_tower
 from stc_stream.towers.load import VisionModel, build_tower, load_tower
 from stc_stream.towers.sizes import MODEL_SIZES, Packing, TowerSizes
@@ -66,13 +66,14 @@ def selective_share(sizes: TowerSizes, ratio: float) -> float:
 def test_arithmetic_is_that_of_the_layers() -> None:
     with torch.device("meta"):
         module = MODEL_SIZES["siglip-so400m"].make(27)
-    counted = Arithmetic.of(read_tower(module), 729)
+    counted = CostModel.of(read_tower(module), 729)
     sizes = MODEL_SIZES["siglip-so400m"]
     for ratio in (0.1, 0.25, 0.5, 1.0):
         assert counted.selective_share(ratio) == pytest.approx(selective_share(sizes, ratio))
     cycle = (1 + 3 * selective_share(sizes, 0.25)) / 4
     assert counted.cycle_share(0.25, 4) == pytest.approx(cycle)
-    assert 1 / counted.selective_share(0.25) == pytest.approx(3.24, abs=0.005)
+    assert counted.max_speedup(0.25) == pytest.approx(3.24, abs=0.005)
+    assert counted.max_speedup(0.25, 4) == pytest.approx(1 / cycle)
     assert counted.selective_share(1.0) == 1.0
     per_token = 4 * 1152**2 + 2 * 1152 * 4304 + 2 * 729 * 1152
     assert counted.dense == 27 * 729 * per_token
@@ -81,14 +82,14 @@ def test_arithmetic_is_that_of_the_layers() -> None:
 def test_a_class_token_is_always_computed() -> None:
     with torch.device("meta"):
         module = MODEL_SIZES["clip-l"].make(1)
-    counted = Arithmetic.of(read_tower(module), 577)
+    counted = CostModel.of(read_tower(module), 577)
     keys, rest = 1024**2, 3 * 1024**2 + 2 * 1024 * 4096 + 2 * 577 * 1024
     share = (577 * keys + (1 + 57) * rest) / (577 * (keys + rest))
     assert counted.selective_share(0.1) == pytest.approx(share)
 
 
 def test_fused_projections_are_counted_once(packed: VisionModel) -> None:
-    counted = Arithmetic.of(read_tower(packed.module), 16)
+    counted = CostModel.of(read_tower(packed.module), 16)
     per_token = 4 * 32**2 + 2 * 32 * 64 + 2 * 16 * 32
     assert counted.dense == 2 * 16 * per_token
     assert counted.keys == 2 * 32**2
@@ -117,7 +118,7 @@ def test_turns_are_those_of_a_staggered_cacher(
 
 
 def test_frames_a_round_are_the_batches_that_are_timed(tower: VisionModel) -> None:
-    counted = Arithmetic.of(read_tower(tower.module), 16)
+    counted = CostModel.of(read_tower(tower.module), 16)
     config = BenchConfig(update_ratios=(0.25,), refresh_intervals=(4,), streams=(4,))
     share = counted.selective_share(0.25)
     # Two dense sides, a refresh of all, none, and one of four.
@@ -297,7 +298,7 @@ def test_the_first_layers_are_the_towers_own(
 
 def test_as_many_layers_as_fit(tower: VisionModel, monkeypatch: pytest.MonkeyPatch) -> None:
     clip, config = bench_clip(1), BenchConfig()
-    counted = Arithmetic.of(read_tower(tower.module), 16)
+    counted = CostModel.of(read_tower(tower.module), 16)
     rounds = config.frames_a_round(counted, 2) * (plan_module.FEWEST_ROUNDS + 1)
     for seconds, expected in ((0.0, 40), (1.0, 40), (2.0, 20), (4.0, 10), (1e9, 1)):
         # A frame of the whole tower, of which the probe has 2 layers of 40.

@@ -18,7 +18,7 @@ from stc_stream.benchmark.results import BenchRun, Dense, RatioFidelity, Setting
 from stc_stream.benchmark.sides import Dense as DenseRun
 from stc_stream.benchmark.sides import Inputs, Ours, compiled, eager, graphed, quiet, shared_copy
 from stc_stream.comparison.fidelity import FidelityTally, cosines, watch_layers
-from stc_stream.evaluate.cost import Arithmetic
+from stc_stream.evaluate.cost import CostModel
 from stc_stream.towers import read_tower
 from stc_stream.towers.load import VisionModel
 
@@ -98,7 +98,7 @@ class TowerBench:
         self._progress = progress or _Silence()
         self._gpu = _on_gpu(tower)
         self._read = read_tower(tower.module)
-        self._arithmetic = Arithmetic.of(self._read, tower.tokens + tower.prefix_tokens)
+        self._cost = CostModel.of(self._read, tower.tokens + tower.prefix_tokens)
         self._eager = eager(tower.module)
         self._compiled = shared_copy(tower.module) if config.compile else None
         self._ours = [
@@ -298,9 +298,9 @@ class TowerBench:
             dense_side=dense_side,
             times_faster=_median_ratio(dense, cycles),
             times_faster_min=min(dense) * interval / sum(min(of(count)) for count in batches),
-            cap=1 / self._arithmetic.cycle_share(ratio, interval),
+            cap=self._cost.max_speedup(ratio, interval),
             selective_times_faster=_median_ratio(dense, selective),
-            selective_cap=1 / self._arithmetic.selective_share(ratio),
+            selective_cap=self._cost.max_speedup(ratio),
         )
 
     def _fidelity(self) -> tuple[RatioFidelity, ...]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from stc_stream.benchmark.clip import Clip
 from stc_stream.cacher import CacherConfig
-from stc_stream.evaluate.cost import Arithmetic
+from stc_stream.evaluate.cost import CostModel
 from stc_stream.towers import read_tower
 from stc_stream.towers.load import VisionModel
 
@@ -69,13 +69,13 @@ class BenchConfig:
             counts.update(self.refreshes(streams, interval))
         return tuple(sorted(counts))
 
-    def frames_a_round(self, arithmetic: Arithmetic, dense_sides: int) -> float:
+    def frames_a_round(self, cost: CostModel, dense_sides: int) -> float:
         """Return how many dense frames a round of all stream counts costs."""
         total = 0.0
         for streams in self.streams:
             total += streams * (dense_sides + 1)
             for ratio in self.update_ratios:
-                share = arithmetic.selective_share(ratio)
+                share = cost.selective_share(ratio)
                 mixes = [count for count in self.mixes(streams) if count < streams]
                 total += sum(count + (streams - count) * share for count in mixes)
         return total
@@ -114,8 +114,8 @@ def fitting_layers(probe: VisionModel, layers: int, config: BenchConfig, clip: C
         clip: frames.
     """
     read = read_tower(probe.module)
-    arithmetic = Arithmetic.of(read, probe.tokens + probe.prefix_tokens)
-    rounds = config.frames_a_round(arithmetic, 1 + config.compile)
+    cost = CostModel.of(read, probe.tokens + probe.prefix_tokens)
+    rounds = config.frames_a_round(cost, 1 + config.compile)
     seconds = _frame_seconds(probe, clip) * layers / probe.layers
     # One more round warms all sides up.
     needed = seconds * rounds * (FEWEST_ROUNDS + 1)

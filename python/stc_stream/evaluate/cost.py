@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from stc_stream.cacher import CacherConfig
-from stc_stream.towers import TowerSpec
+from stc_stream.ratios import share_of
+
+if TYPE_CHECKING:
+    from stc_stream.towers import TowerSpec
 
 
 @dataclass(frozen=True)
-class Arithmetic:
+class CostModel:
     """Multiplications of a tower's layers for one token, summed over the layers.
 
     What is done once for a frame whatever is reused (patch embedding, norms, additions) is not
-    counted, so that the cap is what no implementation can pass.
+    counted, so that no implementation can pass `max_speedup`.
 
     Attributes:
         tokens: tokens a frame, prefix included (T).
@@ -30,8 +33,8 @@ class Arithmetic:
     rest: int
 
     @classmethod
-    def of(cls, tower: TowerSpec, tokens: int) -> Arithmetic:
-        """Count a tower's layers for frames of so many tokens, prefix included."""
+    def of(cls, tower: TowerSpec, tokens: int) -> CostModel:
+        """Count a tower's layers for frames of `tokens` tokens, prefix included."""
         keys = rest = 0
         for layer in tower.layers:
             key = layer.key.in_features * layer.key.out_features
@@ -51,11 +54,17 @@ class Arithmetic:
         return self.tokens * (self.keys + self.rest)
 
     def selective_share(self, update_ratio: float) -> float:
-        """Return a selective frame's share of a dense frame's; its inverse is the cap."""
-        chosen = CacherConfig(update_ratio).updated_tokens(self.tokens - self.prefix)
+        """Return a selective frame's share of a dense frame's multiplications."""
+        chosen = share_of(self.tokens - self.prefix, update_ratio)
         return (self.tokens * self.keys + (self.prefix + chosen) * self.rest) / self.dense
 
     def cycle_share(self, update_ratio: float, refresh_interval: int) -> float:
         """Return the same for a refresh frame and the selective ones that follow it."""
         selective = (refresh_interval - 1) * self.selective_share(update_ratio)
         return (1 + selective) / refresh_interval
+
+    def max_speedup(self, update_ratio: float, refresh_interval: int | None = None) -> float:
+        """Return how many times as fast as dense a cycle can be; None: selective frames alone."""
+        if refresh_interval is None:
+            return 1 / self.selective_share(update_ratio)
+        return 1 / self.cycle_share(update_ratio, refresh_interval)
