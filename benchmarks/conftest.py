@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import stc_kernels
-from benchmarks.timers import Clock, EventClock, PerCall, WallClock
+from stc_stream.evaluate.timing import Clock, EventClock, PerCall, WallClock
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

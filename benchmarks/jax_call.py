@@ -27,7 +27,7 @@ import stc_kernels
 import stc_kernels.interop.jax as stc_jax
 import stc_numpy
 from benchmarks.pages import jax_table
-from benchmarks.timers import Turns, WallClock
+from stc_stream.evaluate.timing import Turns, WallClock
 
 SHAPES = ((1, 49, 64), (1, 729, 1152), (16, 729, 1152))
 ROUNDS = 50

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.timers import Times
+from stc_stream.evaluate.timing import Times
 
 _NOT_PLAIN = {"ours", "op", "function", "empty", "allocate", "read", "copy"}
 _ABOUT = ("op", "model", "frames", "tokens", "channels", "k", "dtype", "device", "default")

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import eager
 from benchmarks.cases import Case, Inputs, all_cases, make_check, make_inputs
-from benchmarks.timers import PerCall, Side, Times, Turns
+from stc_stream.evaluate.timing import PerCall, Side, Times, Turns
 
 OURS = "ours"
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 40

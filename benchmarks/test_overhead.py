@@ -16,7 +16,7 @@ import torch
 
 import stc_kernels
 from benchmarks.cases import OPS, Case, make_check, make_inputs
-from benchmarks.timers import PerCall, Side, Times, Turns, WallClock
+from stc_stream.evaluate.timing import PerCall, Side, Times, Turns, WallClock
 
 CLOCK = PerCall(WallClock())
 

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import report
 from benchmarks.results import Result, Results, from_runs, load
 from benchmarks.targets import misses, verdicts
-from benchmarks.timers import Times
+from stc_stream.evaluate.timing import Times
 
 
 def times(median: float) -> Times:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.timers import PerCall, Times, Turns, WallClock
+from stc_stream.evaluate.timing import PerCall, Times, Turns, WallClock
 
 
 class Hands:
