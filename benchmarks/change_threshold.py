@@ -16,7 +16,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -31,6 +30,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from stc_stream.benchmark.sides import shared_copy
 from stc_stream.cacher import CacherConfig, attach_cacher
 from stc_stream.cacher.schedule import Streams
+from stc_stream.evaluate.timing import WallClock
 from stc_stream.report.document import machine
 from stc_stream.report.versions import versions
 from stc_stream.towers.load import VisionModel, build_tower
@@ -203,15 +203,14 @@ class _Clock:
     def __init__(self, layers: Sequence[Any], streams: Streams) -> None:
         self.planning = self.layer = 0.0
         self._layer, self._streams = layers[-1].module, streams
+        self._clock = WallClock()
         self._started = 0.0
 
     def __enter__(self) -> None:
         plan = self._streams.plan
 
         def timed(*given: Any) -> Any:
-            start = time.perf_counter()
-            plans = plan(*given)
-            self.planning = time.perf_counter() - start
+            plans, self.planning = timed(lambda: plan(*given), self._clock)
             return plans
 
         self._streams.plan = timed
@@ -226,10 +225,10 @@ class _Clock:
             hook.remove()
 
     def _start(self, *given: object) -> None:
-        self._started = time.perf_counter()
+        self._started = self._clock()
 
     def _stop(self, *given: object) -> None:
-        self.layer = time.perf_counter() - self._started
+        self.layer = self._clock() - self._started
 
 
 def markdown(rows: Sequence[Row], about: dict[str, Any]) -> str:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import stc_kernels
-from stc_stream.evaluate.timing import Clock, EventClock, PerCall, WallClock
+from benchmarks.timers import PerCall
+from stc_stream.evaluate.timing import Clock, EventClock, WallClock
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

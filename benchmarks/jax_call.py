@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +26,7 @@ import stc_kernels
 import stc_kernels.interop.jax as stc_jax
 import stc_numpy
 from benchmarks.pages import jax_table
+from benchmarks.results import kept
 from stc_stream.evaluate.timing import Turns, WallClock
 
 SHAPES = ((1, 49, 64), (1, 729, 1152), (16, 729, 1152))
@@ -81,8 +81,8 @@ def times(frames: int, tokens: int, channels: int) -> dict[str, dict[str, float]
             raise SystemExit(f"{name} chooses other tokens than torch: nothing to time")
     turns = Turns(sides, WallClock())
     for _ in range(ROUNDS):
-        turns.lap()
-    return {name: asdict(found) for name, found in turns.times(ROUNDS).items()}
+        turns.run_round()
+    return {name: kept(timing) for name, timing in turns.timings().items()}
 
 
 def in_jax(current: jax.Array, reference: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

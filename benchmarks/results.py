@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from stc_stream.evaluate.timing import Times
+from stc_stream.evaluate.timing import Timing
 
 _NOT_PLAIN = {"ours", "op", "function", "empty", "allocate", "read", "copy"}
+_KEPT = ("median", "low", "high", "best", "rounds", "calls")
 _ABOUT = ("op", "model", "frames", "tokens", "channels", "k", "dtype", "device", "default")
 
 
@@ -34,7 +35,7 @@ class Result:
 
     name: str
     kind: str
-    sides: dict[str, Times]
+    sides: dict[str, Timing]
     about: dict[str, Any] = field(default_factory=dict)
     bytes: int = 0
     read_bytes: int = 0
@@ -102,7 +103,8 @@ class Results:
     def save(self, path: Path) -> None:
         """Write them as JSON, to four digits: more than a time holds."""
         content = asdict(self)
-        for result in content["results"]:
+        for result, made_of in zip(content["results"], self.results, strict=True):
+            result["sides"] = {name: kept(timing) for name, timing in made_of.sides.items()}
             for side in result["sides"].values():
                 for name in ("median", "low", "high", "best"):
                     side[name] = float(f"{side[name]:.4g}")
@@ -116,9 +118,14 @@ def load(path: Path) -> Results:
     content = json.loads(path.read_text(encoding="utf-8"))
     results = []
     for result in content.pop("results"):
-        sides = {name: Times(**side) for name, side in result.pop("sides").items()}
+        sides = {name: Timing(**side) for name, side in result.pop("sides").items()}
         results.append(Result(sides=sides, **result))
     return Results(results=tuple(results), **content)
+
+
+def kept(timing: Timing) -> dict[str, Any]:
+    """Return what a file of results has of a timing, in seconds a call."""
+    return {name: getattr(timing, name) for name in _KEPT}
 
 
 def from_runs(paths: Sequence[Path], note: str = "", command: str = "") -> Results:
@@ -151,7 +158,7 @@ def _result(benchmark: dict[str, Any]) -> Result:
     if extra["kind"] == "op":
         name = name.removeprefix("op[").removesuffix("]")
     about = {key: extra[key] for key in _ABOUT if key in extra}
-    sides = {side: Times(**times) for side, times in extra["sides"].items()}
+    sides = {side: Timing(**times) for side, times in extra["sides"].items()}
     return Result(name, extra["kind"], sides, about, **sizes)
 
 
@@ -159,12 +166,12 @@ def _tower(name: str, benchmark: dict[str, Any]) -> Result:
     # Its test keeps the dense sides' medians alone; ours has all of pytest-benchmark's statistics.
     extra, stats = dict(benchmark["extra_info"]), benchmark["stats"]
     rounds = stats["rounds"]
-    ours = Times(stats["median"], stats["q1"], stats["q3"], stats["min"], rounds, 1)
+    ours = Timing(stats["median"], stats["q1"], stats["q3"], stats["min"], rounds, 1)
     sides = {"ours": ours}
     for side in ("dense", "dense_compiled"):
         if f"{side}_ms" in extra:
             median = extra.pop(f"{side}_ms") / 1000
-            sides[side] = Times(*[median] * 4, rounds=rounds, calls=1)
+            sides[side] = Timing(*[median] * 4, rounds=rounds, calls=1)
     return Result(name, "tower", sides, extra)
 
 
@@ -178,10 +185,10 @@ def _merged(results: list[Result]) -> Result:
     return replace(first, sides=sides, ratios=ratios)
 
 
-def _merged_times(runs: list[Times]) -> Times:
+def _merged_times(runs: list[Timing]) -> Timing:
     def middle(name: str) -> float:
         return statistics.median(getattr(run, name) for run in runs)
 
     best = min(run.best for run in runs)
     rounds = sum(run.rounds for run in runs)
-    return Times(middle("median"), middle("low"), middle("high"), best, rounds, runs[0].calls)
+    return Timing(middle("median"), middle("low"), middle("high"), best, rounds, runs[0].calls)

@@ -16,7 +16,9 @@ import torch
 
 from benchmarks import eager
 from benchmarks.cases import Case, Inputs, all_cases, make_check, make_inputs
-from stc_stream.evaluate.timing import PerCall, Side, Times, Turns
+from benchmarks.results import kept
+from benchmarks.timers import PerCall, time_between
+from stc_stream.evaluate.timing import Turns, Variant
 
 OURS = "ours"
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 40
@@ -28,21 +30,10 @@ def test_op(benchmark: Any, case: Case, clock: PerCall, device: str, seconds: fl
     inputs = make_inputs(case, device)
     sides, left_out = _checked_sides(case, inputs)
     turns = Turns(sides | _limits(inputs), clock.clock)
-    rounds = turns.rounds(seconds, FEWEST_ROUNDS, MOST_ROUNDS)
-    ours = sides[OURS]
-    clock.count = turns.calls[OURS]
-
-    def run() -> None:
-        for _ in range(clock.count):
-            ours()
-
-    def let_the_others_go_first() -> None:
-        turns.lap([name for name in turns.calls if name != OURS])
-
-    benchmark.pedantic(run, setup=let_the_others_go_first, rounds=rounds)
-    if benchmark.stats is None:
+    rounds = turns.rounds_within(seconds, FEWEST_ROUNDS, MOST_ROUNDS)
+    times = time_between(benchmark, clock, turns, OURS, sides[OURS], rounds)
+    if not times:
         return
-    times = turns.times(rounds) | {OURS: Times.of(benchmark.stats.stats.data, clock.count)}
     read_bytes = sum(tensor.nbytes for tensor in inputs.read)
     rate = inputs.bytes / times[OURS].median
     benchmark.extra_info |= asdict(case) | {
@@ -53,16 +44,16 @@ def test_op(benchmark: Any, case: Case, clock: PerCall, device: str, seconds: fl
         "copy_bytes": 2 * _largest(inputs).nbytes,
         "gigabytes_per_second": rate / 1e9,
         "percent_of_limit": 100 * rate / (read_bytes / times["read"].median),
-        "sides": {name: asdict(side) for name, side in times.items()},
+        "sides": {name: kept(timing) for name, timing in times.items()},
         "left_out": left_out,
     }
 
 
-def _checked_sides(case: Case, inputs: Inputs) -> tuple[dict[str, Side], dict[str, str]]:
+def _checked_sides(case: Case, inputs: Inputs) -> tuple[dict[str, Variant], dict[str, str]]:
     """Return the sides that give the right result, and what could not be compiled here."""
     op = getattr(torch.ops.stc_kernels, case.op).default
     torch.compiler.reset()
-    sides: dict[str, Side] = {OURS: lambda: op(*inputs.ours)}
+    sides: dict[str, Variant] = {OURS: lambda: op(*inputs.ours)}
     for name, way in eager.ways(case.op, case.dtype).items():
         sides |= _pytorch(name, way, inputs)
     exact, rounded = make_check(case, inputs), make_check(case, inputs, exact=False)
@@ -80,13 +71,13 @@ def _checked_sides(case: Case, inputs: Inputs) -> tuple[dict[str, Side], dict[st
     return sides, left_out
 
 
-def _pytorch(name: str, way: eager.Way, inputs: Inputs) -> dict[str, Side]:
+def _pytorch(name: str, way: eager.Way, inputs: Inputs) -> dict[str, Variant]:
     compiled = torch.compile(way, dynamic=False, fullgraph=True)
     compiled_name = "compiled" if name == "eager" else f"{name}_compiled"
     return {name: lambda: way(*inputs.eager), compiled_name: lambda: compiled(*inputs.eager)}
 
 
-def _limits(inputs: Inputs) -> dict[str, Side]:
+def _limits(inputs: Inputs) -> dict[str, Variant]:
     source = _largest(inputs)
     target = torch.empty_like(source)
     return {

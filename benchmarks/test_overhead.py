@@ -16,7 +16,9 @@ import torch
 
 import stc_kernels
 from benchmarks.cases import OPS, Case, make_check, make_inputs
-from stc_stream.evaluate.timing import PerCall, Side, Times, Turns, WallClock
+from benchmarks.results import kept
+from benchmarks.timers import PerCall, time_between
+from stc_stream.evaluate.timing import Turns, Variant, WallClock
 
 CLOCK = PerCall(WallClock())
 
@@ -30,30 +32,20 @@ def test_overhead(benchmark: Any, op: str, device: str, seconds: float) -> None:
     raw, public = getattr(torch.ops.stc_kernels, op).default, getattr(stc_kernels, op)
     empty = torch.ops.stc_kernels._instruction_set.default
     make_check(case, inputs)(raw(*inputs.ours))
-    sides: dict[str, Side] = {
+    sides: dict[str, Variant] = {
         "op": lambda: raw(*inputs.ours),
         "function": lambda: public(*inputs.ours),
         "empty": lambda: empty(),
         "allocate": lambda: torch.empty(8, device=device),
     }
     turns = Turns(sides, CLOCK.clock)
-    rounds = turns.rounds(seconds / 4, 20, 60)
-    CLOCK.count = turns.calls["op"]
-
-    def run() -> None:
-        for _ in range(CLOCK.count):
-            raw(*inputs.ours)
-
-    def let_the_others_go_first() -> None:
-        turns.lap(["function", "empty", "allocate"])
-
-    benchmark.pedantic(run, setup=let_the_others_go_first, rounds=rounds)
-    if benchmark.stats is None:
+    rounds = turns.rounds_within(seconds / 4, 20, 60)
+    times = time_between(benchmark, CLOCK, turns, "op", sides["op"], rounds)
+    if not times:
         return
-    times = turns.times(rounds) | {"op": Times.of(benchmark.stats.stats.data, CLOCK.count)}
     benchmark.extra_info |= asdict(case) | {
         "kind": "overhead",
         "device": device,
         "overhead_us": 1e6 * (times["op"].median - times["empty"].median),
-        "sides": {name: asdict(side) for name, side in times.items()},
+        "sides": {name: kept(timing) for name, timing in times.items()},
     }

@@ -11,8 +11,6 @@ of them, and the arithmetic's cap. Ours is not compiled.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -23,6 +21,14 @@ from torch import Tensor
 from stc_stream import Cacher, CacherConfig, CacherStats, attach_cacher
 from stc_stream.benchmark.sides import Dense, compiled, eager, quiet, shared_copy
 from stc_stream.evaluate.cost import CostModel
+from stc_stream.evaluate.timing import (
+    Timing,
+    Turns,
+    Variant,
+    WallClock,
+    median_ratio,
+    wait_for,
+)
 from stc_stream.towers.load import VisionModel, build_tower
 from stc_stream.towers.sizes import MODEL_SIZES
 
@@ -113,44 +119,39 @@ def compare(
     streams = len(batches[0]["grid_thw" if tower.packing else "pixel_values"])
     interval = len(batches)
     ours = replace(tower, module=shared_copy(tower.module))
-    seconds: dict[str, list[float]] = {}
 
     def run() -> None:
         for batch in batches:
             ours.module(**batch)
-        _wait(tower)
+        wait_for(tower.device)
 
-    def run_densely() -> None:
-        for name, dense in sides.items():
-            start = time.perf_counter()
-            for batch in batches:
-                dense(batch)
-            _wait(tower)
-            seconds.setdefault(name, []).append(time.perf_counter() - start)
+    def densely(dense: Dense) -> Variant:
+        return lambda: [dense(batch) for batch in batches]
 
     with torch.no_grad():
         sides, left_out = dense_sides(tower, batches[0])
         with attach_cacher(ours.module, config) as cacher, cacher.streams(range(streams)):
             check(ours, cacher, batches)
-            benchmark.pedantic(run, setup=run_densely, rounds=rounds, warmup_rounds=1)
+            variants = {name: densely(dense) for name, dense in sides.items()}
+            turns = Turns(variants, WallClock(tower.device))
+            benchmark.pedantic(run, setup=turns.run_round, rounds=rounds, warmup_rounds=1)
             cost = CostModel.of(cacher.tower, tower.tokens + tower.prefix_tokens)
             stats = cacher.stats
     times = benchmark.stats.stats.data
-    seconds = {name: values[-rounds:] for name, values in seconds.items()}
-    fastest = min(seconds, key=lambda name: statistics.median(seconds[name]))
-    dense = seconds[fastest]
+    timings = turns.timings(rounds)
+    fastest = min(timings, key=lambda name: timings[name].median)
     benchmark.extra_info |= {
         "tower": f"{tower.name}, {tower.layers} layers, {tower.dtype}",
         "layers": tower.layers,
         "streams": streams,
         "frames": streams * len(batches),
         "threads": torch.get_num_threads(),
-        **{f"{name}_ms": 1000 * statistics.median(seconds[name]) for name in seconds},
-        "ours_ms": 1000 * statistics.median(times),
+        **{f"{name}_ms": 1000 * timing.median for name, timing in timings.items()},
+        "ours_ms": 1000 * Timing.of(times).median,
         "fastest": fastest,
         "left_out": left_out,
-        "times_faster": statistics.median(d / t for d, t in zip(dense, times, strict=True)),
-        "times_faster_of_minima": min(dense) / min(times),
+        "times_faster": median_ratio(turns.seconds(fastest, rounds), times),
+        "times_faster_of_minima": timings[fastest].best / min(times),
         "cap": cost.max_speedup(RATIO, None if config.refresh_interval == NEVER else interval),
     }
     return stats
@@ -183,8 +184,3 @@ def check(tower: VisionModel, cacher: Cacher, batches: Sequence[Inputs]) -> None
     cacher.reset()
     for batch in batches:
         tower.module(**batch)
-
-
-def _wait(tower: VisionModel) -> None:
-    if tower.device.type == "cuda":
-        torch.cuda.synchronize(tower.device)

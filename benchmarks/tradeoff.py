@@ -17,7 +17,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -32,6 +31,7 @@ from stc_stream.benchmark import bench_clip
 from stc_stream.benchmark.sides import shared_copy
 from stc_stream.cacher import Cacher, CacherConfig, Recording, attach_cacher
 from stc_stream.evaluate.methods.merge import TokenMerging
+from stc_stream.evaluate.timing import WallClock, timed
 from stc_stream.report.document import machine
 from stc_stream.report.versions import versions
 from stc_stream.towers.load import ModelError, VisionModel, build_tower, load_tower
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tradeoff: {what}: choose --tower or --model", file=sys.stderr)
         return 2
     found = kept or measure(tower, options.frames, lambda words: print(words, file=sys.stderr))
-    found = timed(found, tower)
+    found = with_latency(found, tower)
     print(markdown(found))
     prefix = options.save if kept is None else options.retime.with_suffix("")
     if prefix is not None:
@@ -218,7 +218,7 @@ def measure(
 
 
 @torch.no_grad()
-def timed(found: Tradeoff, tower: VisionModel, frames: int = 9) -> Tradeoff:
+def with_latency(found: Tradeoff, tower: VisionModel, frames: int = 9) -> Tradeoff:
     """Return the trade-off with its latencies, of this machine as it is now.
 
     Args:
@@ -230,17 +230,18 @@ def timed(found: Tradeoff, tower: VisionModel, frames: int = 9) -> Tradeoff:
     ways = [way for way in _at(tower, 4, every=True) if not isinstance(way, _SkipWay)]
     ways.append(_CacherWay("int8", {"refresh_interval": 4, "update_ratio": 0.25}, tower,
                            CacherConfig.paper(0.25, 4, reference_keys="int8")))  # fmt: skip
+    clock = WallClock(tower.device)
     seconds: list[float] = []
     ratios: dict[str, dict[bool, list[float]]] = {way.key: {} for way in ways}
     for number, image in enumerate(images):
         inputs = tower.batch([image])
-        _, dense = _clocked(tower, partial(_dense, tower, inputs))
+        _, dense = timed(partial(_dense, tower, inputs), clock)
         seconds.append(dense)
         for way in ways:
             # Frame 0 warms up; the next is a refresh again.
             if number == 1:
                 way.reset()
-            _, taken = _clocked(tower, partial(way.run, number, inputs))
+            _, taken = timed(partial(way.run, number, inputs), clock)
             sort = way.whole(number)
             if number:
                 ratios[way.key].setdefault(sort, []).append(taken / dense)
@@ -508,19 +509,6 @@ def _same_choice(tower: VisionModel, one: Recording, other: Recording) -> list[f
 def _cosine(tower: VisionModel, tokens: Tensor, dense: Tensor) -> float:
     one, other = (t[0, tower.prefix_tokens :].float() for t in (tokens, dense))
     return float(F.cosine_similarity(one, other, dim=-1).mean())
-
-
-def _clocked(tower: VisionModel, run: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    wait = torch.cuda.synchronize if tower.device.type == "cuda" else _nothing
-    wait()
-    start = time.perf_counter()
-    tokens = run()
-    wait()
-    return tokens, time.perf_counter() - start
-
-
-def _nothing() -> None:
-    pass
 
 
 def _heat(

@@ -9,11 +9,11 @@ import pytest
 from benchmarks import report
 from benchmarks.results import Result, Results, from_runs, load
 from benchmarks.targets import misses, verdicts
-from stc_stream.evaluate.timing import Times
+from stc_stream.evaluate.timing import Timing
 
 
-def times(median: float) -> Times:
-    return Times(median, median, median, median, 5, 1)
+def times(median: float) -> Timing:
+    return Timing(median, median, median, median, 5, 1)
 
 
 def op(

@@ -39,7 +39,7 @@ def make(seed: int, prefix: int = 0) -> VisionModel:
 
 def test_every_way_is_measured_and_what_is_kept_is_read_back(seed: int, tmp_path) -> None:
     tower = make(seed)
-    found = tradeoff.timed(tradeoff.measure(tower, 10), tower, 5)
+    found = tradeoff.with_latency(tradeoff.measure(tower, 10), tower, 5)
     assert {row.kind for row in found.rows} == {
         "dense", "stc", "skip", "merge", "threshold", "change", "int8"
     }  # fmt: skip
@@ -95,7 +95,7 @@ def test_what_was_kept_is_timed_again(seed: int, tmp_path, capsys, monkeypatch) 
     tower = make(seed)
     monkeypatch.setattr(tradeoff, "build_tower", lambda *_, **__: tower)
     found = tradeoff.measure(tower, 5)
-    tradeoff.save(tradeoff.timed(found, tower, 3), tmp_path / "t")
+    tradeoff.save(tradeoff.with_latency(found, tower, 3), tmp_path / "t")
     before = tradeoff.load(tmp_path / "t.json")
     arguments = ["--retime", str(tmp_path / "t.json"), "--figures", str(tmp_path)]
     assert tradeoff.main(arguments) == 0
