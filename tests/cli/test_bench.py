@@ -27,9 +27,9 @@ from stc_stream.benchmark import (
     Dense,
     RatioFidelity,
     Setting,
-    Timing,
 )
 from stc_stream.comparison import Fidelity
+from stc_stream.evaluate.timing import Timing
 from stc_stream.report.bench import (
     bench_schema,
     dense_table,
@@ -285,7 +285,7 @@ def test_help(stc: Stc) -> None:
 
 @pytest.fixture
 def a_run(tiny_model: Path) -> BenchRun:
-    timing = Timing(2.0, 1.0)
+    timing = Timing.of([1.0, 2.0, 3.0])
     setting = Setting(
         streams=1,
         update_ratio=0.25,
@@ -326,7 +326,7 @@ def test_the_verdict_names_what_wins_and_what_loses(a_run: BenchRun) -> None:
 
 
 def test_tables_fit_into_sixty_columns_with_all_their_numbers(a_run: BenchRun) -> None:
-    timing = Timing(1234.5, 1198.7)
+    timing = Timing.of([1198.7, 1234.5, 1240.0])
     settings = [
         replace(each, streams=streams, update_ratio=ratio, graph=graph, selective=timing,
                 cycle=timing, worst_batch_ms=98765.4)

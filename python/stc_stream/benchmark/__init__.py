@@ -5,7 +5,7 @@ from __future__ import annotations
 from stc_stream.benchmark.clip import Clip, bench_clip
 from stc_stream.benchmark.engine import Progress, TowerBench, WrongResult
 from stc_stream.benchmark.plan import BenchConfig, first_layers, fitting_layers
-from stc_stream.benchmark.results import BenchRun, Dense, RatioFidelity, Setting, Timing
+from stc_stream.benchmark.results import BenchRun, Dense, RatioFidelity, Setting
 
 __all__ = [
     "BenchConfig",
@@ -15,7 +15,6 @@ __all__ = [
     "Progress",
     "RatioFidelity",
     "Setting",
-    "Timing",
     "TowerBench",
     "WrongResult",
     "bench_clip",

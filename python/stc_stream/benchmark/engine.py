@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from typing import Protocol
 
@@ -14,11 +12,12 @@ from torch import Tensor
 
 from stc_stream.benchmark.clip import Clip
 from stc_stream.benchmark.plan import BenchConfig, rounds_that_fit, turn
-from stc_stream.benchmark.results import BenchRun, Dense, RatioFidelity, Setting, Timing
+from stc_stream.benchmark.results import BenchRun, Dense, RatioFidelity, Setting
 from stc_stream.benchmark.sides import Dense as DenseRun
 from stc_stream.benchmark.sides import Inputs, Ours, compiled, eager, graphed, quiet, shared_copy
 from stc_stream.comparison.fidelity import FidelityTally, cosines, watch_layers
 from stc_stream.evaluate.cost import CostModel
+from stc_stream.evaluate.timing import Timing, Turns, Variant, WallClock, median_ratio
 from stc_stream.towers import read_tower
 from stc_stream.towers.load import VisionModel
 
@@ -59,13 +58,22 @@ class _Batch:
 
 @dataclass(eq=False)
 class _Bout:
-    """All sides at one stream count, and the seconds they took, round by round."""
+    """All sides at one stream count, and their turns once they are timed."""
 
     streams: int
-    calls: dict[_Batch, Callable[[], object]] = field(default_factory=dict)
+    calls: dict[_Batch, Variant] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
-    seconds: dict[_Batch, list[float]] = field(default_factory=dict)
-    rounds: int = 0
+    turns: Turns[_Batch] | None = None
+
+    @property
+    def rounds(self) -> int:
+        return 0 if self.turns is None else self.turns.rounds
+
+    @property
+    def seconds(self) -> dict[_Batch, list[float]]:
+        if self.turns is None:
+            return {}
+        return {batch: self.turns.seconds(batch) for batch in self.calls}
 
 
 class TowerBench:
@@ -215,9 +223,7 @@ class TowerBench:
             return
         bout.calls[_Batch(side)] = lambda: run(inputs)
 
-    def _call(
-        self, ours: Ours, inputs: Inputs, streams: int, refreshes: int
-    ) -> Callable[[], object]:
+    def _call(self, ours: Ours, inputs: Inputs, streams: int, refreshes: int) -> Variant:
         """Return what runs a batch with so many refreshes, each time of other streams."""
         turns = cycle(self._turns(streams, refreshes))
         return lambda: ours.run(inputs, streams, next(turns))
@@ -235,34 +241,15 @@ class TowerBench:
     def _time(self, bout: _Bout) -> None:
         words = _count(bout.streams, "stream")
         self._progress.begin(f"trying all sides, {words}", len(bout.calls))
-        repeats = {}
-        started = time.perf_counter()
-        for batch, call in bout.calls.items():
-            # The first call warms up; graphs are captured at the second.
-            for _ in range(3 if self._gpu else 1):
-                seconds = self._seconds(call, 1)
-            repeats[batch] = max(1, math.ceil(_SHORTEST / seconds))
-            bout.seconds[batch] = []
-            self._progress.step()
-        rounds = rounds_that_fit(self._config, time.perf_counter() - started)
+        clock = WallClock(self._tower.device, shortest_interval=_SHORTEST)
+        # A CUDA graph is captured at the second call.
+        warm_up = 2 if self._gpu else 0
+        turns = bout.turns = Turns(bout.calls, clock, warm_up, self._progress.step)
+        rounds = rounds_that_fit(self._config, turns.round_seconds)
         self._progress.begin(f"timing {words}, {_count(rounds, 'round')}", rounds)
         for _ in range(rounds):
-            for batch, call in bout.calls.items():
-                bout.seconds[batch].append(self._seconds(call, repeats[batch]))
-            bout.rounds += 1
+            turns.run_round()
             self._progress.step()
-
-    def _seconds(self, call: Callable[[], object], times: int) -> float:
-        self._wait()
-        start = time.perf_counter()
-        for _ in range(times):
-            call()
-        self._wait()
-        return (time.perf_counter() - start) / times
-
-    def _wait(self) -> None:
-        if self._gpu:
-            torch.cuda.synchronize(self._tower.device)
 
     def _settings(self, bout: _Bout) -> list[Setting]:
         return [
@@ -273,7 +260,7 @@ class TowerBench:
 
     def _setting(self, bout: _Bout, ours: Ours, interval: int) -> Setting:
         streams, ratio, side = bout.streams, ours.update_ratio, _side(ours.graph)
-        seconds = {batch: times[: bout.rounds] for batch, times in bout.seconds.items()}
+        seconds = bout.seconds
 
         def of(refreshes: int) -> list[float]:
             shared = self._config.update_ratios[0] if refreshes == streams else ratio
@@ -290,16 +277,16 @@ class TowerBench:
             graph=ours.graph,
             selective=_timing(selective, streams),
             refresh=_timing(of(streams), streams),
-            cycle=Timing(
-                _timing(cycles, streams).median,
-                1e3 * sum(min(of(count)) for count in batches) / interval / streams,
+            cycle=replace(
+                _timing(cycles, streams),
+                best=1e3 * sum(min(of(count)) for count in batches) / interval / streams,
             ),
             worst_batch_ms=max(streams * _timing(of(count), streams).median for count in batches),
             dense_side=dense_side,
-            times_faster=_median_ratio(dense, cycles),
+            times_faster=median_ratio(dense, cycles),
             times_faster_min=min(dense) * interval / sum(min(of(count)) for count in batches),
             cap=self._cost.max_speedup(ratio, interval),
-            selective_times_faster=_median_ratio(dense, selective),
+            selective_times_faster=median_ratio(dense, selective),
             selective_cap=self._cost.max_speedup(ratio),
         )
 
@@ -357,7 +344,7 @@ class _Silence:
 def _dense_of(bout: _Bout) -> list[Dense]:
     found = []
     for side in (EAGER, COMPILED, GRAPH, COMPILED_GRAPH):
-        times = bout.seconds.get(_Batch(side), [])[: bout.rounds]
+        times = bout.seconds.get(_Batch(side), [])
         if times:
             found.append(Dense(bout.streams, side, _timing(times, bout.streams)))
         elif side in bout.notes:
@@ -381,10 +368,6 @@ def _side(graph: bool) -> str:
 
 def _timing(seconds: Sequence[float], streams: int) -> Timing:
     return Timing.of([1e3 * each / streams for each in seconds])
-
-
-def _median_ratio(dense: Sequence[float], ours: Sequence[float]) -> float:
-    return Timing.of([one / other for one, other in zip(dense, ours, strict=True)]).median
 
 
 def _count(number: int, thing: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 from stc_stream.benchmark.clip import Clip
 from stc_stream.cacher import CacherConfig
 from stc_stream.evaluate.cost import CostModel
+from stc_stream.evaluate.timing import WallClock, timed
 from stc_stream.towers import read_tower
 from stc_stream.towers.load import VisionModel
 
@@ -133,11 +133,5 @@ def rounds_that_fit(config: BenchConfig, round_seconds: float) -> int:
 @torch.no_grad()
 def _frame_seconds(tower: VisionModel, clip: Clip) -> float:
     inputs = tower.batch(clip.images[:1])
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        tower.module(**inputs)
-        if tower.device.type == "cuda":
-            torch.cuda.synchronize(tower.device)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    clock = WallClock(tower.device)
+    return min(timed(lambda: tower.module(**inputs), clock)[1] for _ in range(3))

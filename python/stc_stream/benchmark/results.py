@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stc_stream.benchmark.plan import BenchConfig
 from stc_stream.comparison import Fidelity
+from stc_stream.evaluate.timing import Timing
 from stc_stream.towers.load import VisionModel
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds a frame over the rounds: a batch's time divided by its frames."""
-
-    median: float
-    min: float
-
-    @classmethod
-    def of(cls, milliseconds: Sequence[float]) -> Timing:
-        """Return the median and the least of some rounds."""
-        return cls(statistics.median(milliseconds), min(milliseconds))
 
 
 @dataclass(frozen=True)
@@ -31,7 +17,8 @@ class Dense:
     Attributes:
         streams: how many.
         side: "eager", "compiled", "in a CUDA graph" or "compiled, in a CUDA graph".
-        timing: None where it could not be timed.
+        timing: milliseconds a frame, a batch's time divided by its frames; None where it could not
+            be timed.
         note: why it could not; empty where it was.
     """
 
@@ -49,9 +36,10 @@ class Setting:
         streams: frames a batch, one of each stream.
         update_ratio, refresh_interval: as in `CacherConfig`.
         graph: whether it ran in a CUDA graph.
-        selective: of a batch without a refresh.
+        selective: milliseconds a frame of a batch without a refresh.
         refresh: of a batch of refreshes only.
-        cycle: over `refresh_interval` batches, every stream refreshed once, in turn.
+        cycle: over `refresh_interval` batches, every stream refreshed once, in turn; its best is
+            made of the batches' own.
         worst_batch_ms: the slowest batch of the cycle, milliseconds the whole batch, median.
         dense_side: the fastest dense side at so many streams, which it is held against.
         times_faster: dense time over the cycle's, median of the rounds' own ratios.

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 import stc_kernels
-from stc_stream.benchmark import BenchRun, Setting, Timing
+from stc_stream.benchmark import BenchRun, Setting
+from stc_stream.evaluate.timing import Timing
 from stc_stream.report.document import machine, read_schema
 from stc_stream.report.terminal import some
 from stc_stream.report.versions import versions
@@ -157,10 +158,16 @@ def bench_document(run: BenchRun) -> dict[str, Any]:
         "versions": dict(versions()),
         "implementation": stc_kernels.implementation("select_dynamic", tower.device),
         "rounds": [{"streams": streams, "rounds": n} for streams, n in run.rounds.items()],
-        "dense": [asdict(dense) for dense in run.dense],
+        "dense": [
+            {**asdict(dense), "timing": dense.timing and _least(dense.timing)}
+            for dense in run.dense
+        ],
         "settings": [
             {
                 **asdict(setting),
+                "selective": _least(setting.selective),
+                "refresh": _least(setting.refresh),
+                "cycle": _least(setting.cycle),
                 "saved": setting.saved,
                 "percent_of_cap": setting.percent_of_cap,
                 "outcome": setting.outcome,
@@ -188,8 +195,12 @@ def _table(title: str, headings: Sequence[str]) -> Table:
     return table
 
 
+def _least(timing: Timing) -> dict[str, float]:
+    return {"median": timing.median, "min": timing.best}
+
+
 def _timing(timing: Timing) -> str:
-    return f"{_ms(timing.median)} ({_ms(timing.min)})"
+    return f"{_ms(timing.median)} ({_ms(timing.best)})"
 
 
 def _ms(value: float) -> str:

@@ -51,7 +51,7 @@ def _draw(axes: Axes, run: BenchRun) -> None:
         for graph in sorted({setting.graph for setting in run.settings}):
             points = sorted(
                 {
-                    (setting.update_ratio, setting.selective.median, setting.selective.min)
+                    (setting.update_ratio, setting.selective.median, setting.selective.best)
                     for setting in run.settings
                     if (setting.streams, setting.graph) == (streams, graph)
                 }
