@@ -8,7 +8,6 @@ from stc_stream.comparison.results import (
     FrameNumbers,
     FrameResult,
     FrameView,
-    Latency,
     Summary,
     summarise,
 )
@@ -18,7 +17,6 @@ __all__ = [
     "FrameNumbers",
     "FrameResult",
     "FrameView",
-    "Latency",
     "StreamComparison",
     "Summary",
     "summarise",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from torch import Tensor
 from stc_stream.cacher import CacherConfig, LayerRecord, attach_cacher
 from stc_stream.comparison.fidelity import Fidelity, FidelityTally, cosines, watch_layers
 from stc_stream.comparison.results import FrameNumbers, FrameResult, FrameView
+from stc_stream.evaluate.timing import WallClock, timed, wait_for
 from stc_stream.pruner import PrunerConfig, TokenPruner
 from stc_stream.towers.load import VisionModel
 from stc_stream.video import Frame
@@ -62,6 +62,7 @@ class StreamComparison:
         self._cacher = self._open.enter_context(attach_cacher(tower.module, self.cacher_config))
         self._layers = self._open.enter_context(watch_layers(self._cacher.tower))
         self._tally = FidelityTally()
+        self._clock = WallClock(tower.device)
         self._age = 0
         self._pruner = TokenPruner(self.pruner_config)
         self._cuts = _SceneCuts()
@@ -165,15 +166,8 @@ class StreamComparison:
             return self._features(pixels)
 
     def _timed(self, run: Callable[[], Result]) -> tuple[Result, float]:
-        self._wait()
-        start = time.perf_counter_ns()
-        result = run()
-        self._wait()
-        return result, (time.perf_counter_ns() - start) / 1e6
-
-    def _wait(self) -> None:
-        if self.tower.device.type == "cuda":
-            torch.cuda.synchronize(self.tower.device)
+        result, seconds = timed(run, self._clock)
+        return result, 1e3 * seconds
 
     def _warm_up(self, pixels: Tensor) -> None:
         for _ in range(2):
@@ -181,7 +175,7 @@ class StreamComparison:
             self._pruner(self._features(pixels))
         self._cacher.reset()
         self._pruner.reset()
-        self._wait()
+        wait_for(self.tower.device)
 
     def _difference(self, square: NDArray[np.uint8]) -> NDArray[np.float64] | None:
         previous, self._previous = self._previous, square

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stc_stream.evaluate.timing import Timing
+
 
 @dataclass(frozen=True)
 class FrameNumbers:
@@ -78,15 +80,6 @@ class FrameResult:
 
 
 @dataclass(frozen=True)
-class Latency:
-    """Milliseconds a frame."""
-
-    median: float
-    p95: float
-    mean: float
-
-
-@dataclass(frozen=True)
 class Summary:
     """The numbers of a whole stream.
 
@@ -95,10 +88,10 @@ class Summary:
         refreshes: those that the compressed tower ran whole.
         scene_cuts: indices of the frames just after a cut.
         tokens: tokens of a frame.
-        dense: latency of the tower without the Cacher.
+        dense: milliseconds a frame of the tower without the Cacher.
         compressed: with it, refresh frames included.
         selective: with it, on frames that are no refresh; None where there was none.
-        pruner: latency of the Pruner.
+        pruner: milliseconds a frame of the Pruner.
         reduction: the share of the tower's total time that compression saved, refresh frames
             included: 1 − Σ compressed / Σ dense; negative when it lost.
         tokens_recomputed: mean a frame.
@@ -113,10 +106,10 @@ class Summary:
     refreshes: int
     scene_cuts: tuple[int, ...]
     tokens: int
-    dense: Latency
-    compressed: Latency
-    selective: Latency | None
-    pruner: Latency
+    dense: Timing
+    compressed: Timing
+    selective: Timing | None
+    pruner: Timing
     reduction: float
     tokens_recomputed: float
     tokens_kept: int
@@ -144,10 +137,10 @@ def summarise(frames: Sequence[FrameNumbers], tokens: int) -> Summary:
         refreshes=len(frames) - len(selective),
         scene_cuts=tuple(frame.index for frame in frames if frame.scene_cut),
         tokens=tokens,
-        dense=_latency(dense),
-        compressed=_latency(compressed),
-        selective=_latency([frame.compressed_ms for frame in selective]) if selective else None,
-        pruner=_latency([frame.pruner_ms for frame in frames]),
+        dense=Timing.of(dense),
+        compressed=Timing.of(compressed),
+        selective=Timing.of([frame.compressed_ms for frame in selective]) if selective else None,
+        pruner=Timing.of([frame.pruner_ms for frame in frames]),
         reduction=1 - sum(compressed) / sum(dense),
         tokens_recomputed=float(np.mean([frame.tokens_recomputed for frame in frames])),
         tokens_kept=frames[-1].tokens_kept,
@@ -155,14 +148,6 @@ def summarise(frames: Sequence[FrameNumbers], tokens: int) -> Summary:
         cosine_selective=_mean([f.cosine for f in selective if f.cosine is not None]),
         cosine_lowest_frame=min(cosines, default=None),
         cosine_lowest_token=min(lowest, default=None),
-    )
-
-
-def _latency(milliseconds: Sequence[float]) -> Latency:
-    return Latency(
-        median=float(np.median(milliseconds)),
-        p95=float(np.percentile(milliseconds, 95)),
-        mean=float(np.mean(milliseconds)),
     )
 
 

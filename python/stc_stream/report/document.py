@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import stc_kernels
+from stc_stream.comparison import Summary
 from stc_stream.report.run import StreamRun
 from stc_stream.report.target import write_whole
 from stc_stream.report.versions import cores, processor, versions
@@ -43,7 +44,7 @@ def stream_document(run: StreamRun) -> dict[str, Any]:
         "versions": dict(versions()),
         "implementation": stc_kernels.implementation("select_dynamic", tower.device),
         "fidelity": None if run.fidelity is None else asdict(run.fidelity),
-        "summary": {**asdict(run.summary), "scene_cuts": list(run.summary.scene_cuts)},
+        "summary": _summary(run.summary),
         "frames": [asdict(frame) for frame in run.frames],
     }
 
@@ -51,6 +52,14 @@ def stream_document(run: StreamRun) -> dict[str, Any]:
 def stream_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of `stream_document`."""
     return read_schema("stream.schema.json")
+
+
+def _summary(summary: Summary) -> dict[str, Any]:
+    content = {**asdict(summary), "scene_cuts": list(summary.scene_cuts)}
+    for name in ("dense", "compressed", "selective", "pruner"):
+        if content[name] is not None:
+            content[name] = {key: content[name][key] for key in ("median", "p95", "mean")}
+    return content
 
 
 def machine(tower: VisionModel) -> dict[str, Any]:

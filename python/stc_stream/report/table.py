@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from stc_stream.comparison import Latency
+from stc_stream.evaluate.timing import Timing
 from stc_stream.report.run import StreamRun
 from stc_stream.report.terminal import printable, some
 
@@ -89,11 +89,13 @@ def _by_age(run: StreamRun) -> list[tuple[int, float | None]]:
     return [rows[place] for place in some(len(rows), _AGES)]
 
 
-def _latency(latency: Latency) -> tuple[str, str, str]:
-    return _ms(latency.median), _ms(latency.p95), _ms(latency.mean)
+def _latency(timing: Timing) -> tuple[str, str, str]:
+    return _ms(timing.median), _ms(timing.p95), _ms(timing.mean)
 
 
-def _ms(value: float) -> str:
+def _ms(value: float | None) -> str:
+    if value is None:
+        return "—"
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
