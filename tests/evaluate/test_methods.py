@@ -203,7 +203,7 @@ def test_a_stream_that_is_forgotten_starts_anew(seed: int, generator: torch.Gene
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("text", ["stc", "skip", "merge"])
+@pytest.mark.parametrize("text", ["stc", "skip", "merge", "random_tokens"])
 def test_a_tower_is_given_back_as_it_was(seed: int, text: str, generator: torch.Generator) -> None:
     tower = make(seed)
     frames = pixels(tower, 2, generator)
@@ -234,7 +234,7 @@ def test_packed_frames_are_not_merged(seed: int) -> None:
 
 
 def test_methods_are_found_by_name_with_their_settings() -> None:
-    assert set(method_names()) >= {"dense", "stc", "skip", "merge"}
+    assert set(method_names()) >= {"dense", "stc", "skip", "merge", "random_tokens"}
     for name in method_names():
         assert read_method(name).name == name
     text = "stc:update_ratio=0.1, refresh_interval=2,refresh_on_change=none"
@@ -265,6 +265,7 @@ def test_methods_are_found_by_name_with_their_settings() -> None:
         ("stc:reference_keys=x", "reference_keys of method stc must be full or int8, but is 'x'"),
         ("merge:merged=1,merged=2", "method merge has merged twice"),
         ("merge:merged=-1", "method merge: merged must be at least 0, but is -1"),
+        ("random_tokens:seed=a", "seed of method random_tokens must be a whole number, but is"),
     ],
 )
 def test_what_is_no_method_is_one_line(text: str, words: str) -> None:
@@ -278,3 +279,25 @@ def test_a_part_of_another_kind_is_refused() -> None:
         Method("x", tower=3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="pruner must be a PrunerConfig, but is a int"):
         Method("x", pruner=3)  # type: ignore[arg-type]
+
+
+def test_random_tokens_are_k_of_each_frame_and_any_of_them(
+    seed: int, generator: torch.Generator
+) -> None:
+    tower = make(seed, prefix=1)
+    frames = pixels(tower, 3, generator)
+    chosen = torch.zeros(17)
+    with attached("random_tokens:update_ratio=0.5,refresh_interval=300", tower.module) as running:
+        for _ in range(20):
+            with running.record() as record:
+                run(tower, frames)
+            for layer in record.layers:
+                selective = layer.recomputed[~layer.refreshed]
+                # Half of 16 patches, and the class token.
+                assert torch.equal(selective.sum(1), torch.full((len(selective),), 9))
+                chosen += selective.sum(0)
+        assert record.share == pytest.approx([9 / 17] * 3)
+    draws = 3 * (3 * 20 - 1)
+    assert chosen[0] == draws
+    # Each patch half the time: 177 draws have a standard deviation of 7 about 88.
+    assert (chosen[1:] - draws / 2).abs().max() < 45

@@ -12,7 +12,7 @@ from torch import nn
 
 from stc_stream.cacher import LayerRecord
 from stc_stream.stream_names import DEFAULT_STREAM, check_names
-from stc_stream.towers import Tower, read_tower
+from stc_stream.towers import TowerSpec, read_tower
 
 Self = TypeVar("Self", bound="PatchedTower")
 
@@ -40,7 +40,7 @@ class PatchedTower:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.tower: Tower = read_tower(model)
+        self.tower: TowerSpec = read_tower(model)
         self.shares = FrameShares()
         self._names: tuple[Hashable, ...] | None = None
         self._patched: list[nn.Module] = []
