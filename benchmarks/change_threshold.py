@@ -27,10 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from stc_stream.benchmark.sides import shared_copy
 from stc_stream.cacher import CacherConfig, attach_cacher
 from stc_stream.cacher.schedule import Streams
 from stc_stream.evaluate.timing import WallClock
+from stc_stream.evaluate.variants import shared_copy
 from stc_stream.report.document import machine
 from stc_stream.report.versions import versions
 from stc_stream.towers.load import VisionModel, build_tower

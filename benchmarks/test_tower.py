@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from stc_stream import Cacher, CacherConfig, CacherStats, attach_cacher
-from stc_stream.benchmark.sides import Dense, compiled, eager, quiet, shared_copy
 from stc_stream.evaluate.cost import CostModel
 from stc_stream.evaluate.timing import (
     Timing,
@@ -29,6 +28,7 @@ from stc_stream.evaluate.timing import (
     median_ratio,
     wait_for,
 )
+from stc_stream.evaluate.variants import Dense, compiled, eager, quiet, shared_copy
 from stc_stream.towers.load import VisionModel, build_tower
 from stc_stream.towers.sizes import MODEL_SIZES
 

@@ -27,15 +27,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stc_stream.benchmark import bench_clip
-from stc_stream.benchmark.sides import shared_copy
 from stc_stream.cacher import Cacher, CacherConfig, Recording, attach_cacher
 from stc_stream.evaluate.methods.merge import TokenMerging
 from stc_stream.evaluate.timing import WallClock, timed
+from stc_stream.evaluate.variants import shared_copy
 from stc_stream.report.document import machine
 from stc_stream.report.versions import versions
 from stc_stream.towers.load import ModelError, VisionModel, build_tower, load_tower
 from stc_stream.towers.sizes import MODEL_SIZES
+from stc_stream.video.sample import sample_clip
 
 INTERVALS = (2, 4, 8)
 RATIOS = (0.1, 0.25, 0.5)
@@ -183,7 +183,7 @@ def measure(
         frames: only the first so many.
         tell: told how it gets on.
     """
-    clip = bench_clip(frames)
+    clip = sample_clip(frames)
     ways = [way for interval in INTERVALS for way in _at(tower, interval)]
     settings = {"refresh_interval": 4, "update_ratio": 0.25}
     full = _CacherWay("", settings, tower, CacherConfig.paper(0.25, 4), record=True)
@@ -226,7 +226,7 @@ def with_latency(found: Tradeoff, tower: VisionModel, frames: int = 9) -> Tradeo
         tower: the same tower.
         frames: how many are timed each way, in turns.
     """
-    images = bench_clip(frames + 1).images
+    images = sample_clip(frames + 1).images
     ways = [way for way in _at(tower, 4, every=True) if not isinstance(way, _SkipWay)]
     ways.append(_CacherWay("int8", {"refresh_interval": 4, "update_ratio": 0.25}, tower,
                            CacherConfig.paper(0.25, 4, reference_keys="int8")))  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 import stc_stream
-from stc_stream.comparison import StreamComparison
+from stc_stream.evaluate.stream import StreamComparison
 from stc_stream.report.gallery import Gallery
 from stc_stream.report.pictures import overlay, similarity_map
 from stc_stream.towers.load import load_tower

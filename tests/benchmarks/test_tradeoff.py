@@ -10,10 +10,10 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from benchmarks import tradeoff
-from stc_stream.benchmark import bench_clip
-from stc_stream.benchmark.sides import shared_copy
 from stc_stream.cacher import CacherConfig, attach_cacher
+from stc_stream.evaluate.variants import shared_copy
 from stc_stream.towers.load import VisionModel
+from stc_stream.video.sample import sample_clip
 
 TINY = {
     "hidden_size": 32,
@@ -50,7 +50,7 @@ def test_every_way_is_measured_and_what_is_kept_is_read_back(seed: int, tmp_path
     copy = shared_copy(tower.module)
     stc, skipped = [], []
     with attach_cacher(copy, CacherConfig.paper(0.25, 4)) as cacher:
-        for number, image in enumerate(bench_clip(10).images):
+        for number, image in enumerate(sample_clip(10).images):
             inputs = tower.batch([image])
             dense = tower.module(**inputs).last_hidden_state
             if number % 4 == 0:

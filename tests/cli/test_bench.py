@@ -20,15 +20,9 @@ from PIL import Image
 from rich.console import Console
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-import stc_stream.benchmark.engine as engine
-from stc_stream.benchmark import (
-    BenchConfig,
-    BenchRun,
-    Dense,
-    RatioFidelity,
-    Setting,
-)
-from stc_stream.comparison import Fidelity
+import stc_stream.evaluate.bench.engine as engine
+from stc_stream.evaluate.bench import BenchConfig, BenchRun, Dense, RatioFidelity, Setting
+from stc_stream.evaluate.fidelity import Fidelity
 from stc_stream.evaluate.timing import Timing
 from stc_stream.report.bench import (
     bench_schema,
@@ -234,7 +228,8 @@ def test_without_a_decoder_a_scene_is_drawn(tiny_model: Path, tmp_path: Path) ->
 def test_ctrl_c_leaves_what_there_is(tiny_model: Path, tmp_path: Path) -> None:
     document = tmp_path / "numbers.json"
     code = (
-        "import sys; from stc_stream.cli import main; import stc_stream.benchmark.engine as e\n"
+        "import sys; from stc_stream.cli import main\n"
+        "import stc_stream.evaluate.bench.engine as e\n"
         "step = e.TowerBench._time\n"
         "def told(self, bout):\n"
         "    step_ = self._progress.step\n"

@@ -15,24 +15,17 @@ from transformers import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
-from stc_stream.benchmark import (
-    BenchConfig,
-    TowerBench,
-    bench_clip,
-    engine,
-    first_layers,
-    fitting_layers,
-)
-from stc_stream.benchmark import plan as plan_module
-from stc_stream.benchmark.clip import synthetic_clip
-from stc_stream.benchmark.plan import turn
-from stc_stream.benchmark.sides import Ours, eager, graphed, shared_copy
 from stc_stream.cacher import CacherConfig, attach_cacher
-from stc_stream.comparison.fidelity import FidelityTally, cosines, watch_layers
+from stc_stream.evaluate.bench import BenchConfig, TowerBench, engine, first_layers, fitting_layers
+from stc_stream.evaluate.bench import plan as plan_module
+from stc_stream.evaluate.bench.plan import turn
 from stc_stream.evaluate.cost import CostModel
+from stc_stream.evaluate.fidelity import FidelityTally, cosines, watch_layers
+from stc_stream.evaluate.variants import Ours, eager, graphed, shared_copy
 from stc_stream.towers import read_tower
 from stc_stream.towers.load import VisionModel, build_tower, load_tower
 from stc_stream.towers.sizes import MODEL_SIZES, Packing, TowerSizes
+from stc_stream.video.sample import sample_clip, synthetic_clip
 
 
 @pytest.fixture
@@ -143,7 +136,7 @@ def test_packed_frames_are_those_of_the_models_own_processor(
 
 def test_a_packed_tower_is_timed(packed: VisionModel) -> None:
     config = BenchConfig((0.25, 0.5), (2, 3), (1, 3), rounds=1, compile=False)
-    run = TowerBench(packed, config, bench_clip(7)).run()
+    run = TowerBench(packed, config, sample_clip(7)).run()
     assert len(run.settings) == 8
     assert [each.fidelity.ages for each in run.fidelity] == [(0, 1, 2)] * 2
     assert run.complete
@@ -151,7 +144,7 @@ def test_a_packed_tower_is_timed(packed: VisionModel) -> None:
 
 def test_fidelity_is_what_a_plain_statement_gives(tower: VisionModel) -> None:
     """By hand: a Cacher on one copy, hidden states of both, cosines a layer and an age."""
-    clip = bench_clip(6)
+    clip = sample_clip(6)
     config = BenchConfig((0.25,), (3,), (1,), rounds=1, compile=False)
     (found,) = TowerBench(tower, config, clip).run().fidelity
     assert found.fidelity.frames == (2, 2, 2)
@@ -248,11 +241,11 @@ def test_on_a_gpu_all_sides_have_graphs(
 ) -> None:
     monkeypatch.setattr(engine, "_on_gpu", lambda tower: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    monkeypatch.setattr("stc_stream.benchmark.sides.CudaBackend", Repeats)
+    monkeypatch.setattr("stc_stream.evaluate.variants.CudaBackend", Repeats)
     monkeypatch.setattr("stc_stream.cacher.graphs.CudaBackend", Repeats)
     monkeypatch.setattr(engine, "compiled", eager)
     config = BenchConfig((0.25, 0.5), (2,), (1, 2), rounds=2)
-    bench = TowerBench(tower, config, bench_clip(4))
+    bench = TowerBench(tower, config, sample_clip(4))
     run = bench.run()
     sides = ["eager", "compiled", "in a CUDA graph", "compiled, in a CUDA graph"]
     assert [dense.side for dense in run.dense] == 2 * sides
@@ -271,10 +264,10 @@ def test_a_graph_that_cannot_be_captured_is_said(
 
     monkeypatch.setattr(engine, "_on_gpu", lambda tower: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    monkeypatch.setattr("stc_stream.benchmark.sides.CudaBackend", Refuses)
+    monkeypatch.setattr("stc_stream.evaluate.variants.CudaBackend", Refuses)
     monkeypatch.setattr("stc_stream.cacher.graphs.CudaBackend", Repeats)
     config = BenchConfig((0.5,), (2,), (1,), rounds=1, compile=False)
-    notes = {each.side: each.note for each in TowerBench(tower, config, bench_clip(4)).run().dense}
+    notes = {each.side: each.note for each in TowerBench(tower, config, sample_clip(4)).run().dense}
     assert notes["in a CUDA graph"].startswith("RuntimeError: operation not permitted")
     assert notes["compiled"] == "left out"
 
@@ -297,7 +290,7 @@ def test_the_first_layers_are_the_towers_own(
 
 
 def test_as_many_layers_as_fit(tower: VisionModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    clip, config = bench_clip(1), BenchConfig()
+    clip, config = sample_clip(1), BenchConfig()
     counted = CostModel.of(read_tower(tower.module), 16)
     rounds = config.frames_a_round(counted, 2) * (plan_module.FEWEST_ROUNDS + 1)
     for seconds, expected in ((0.0, 40), (1.0, 40), (2.0, 20), (4.0, 10), (1e9, 1)):
@@ -333,7 +326,7 @@ def test_settings_are_sorted_and_said_once() -> None:
 def test_towers_have_their_models_sizes(name: str, sizes: tuple[int, ...]) -> None:
     tower = build_tower(name, layers=1, device="cpu")
     assert (tower.tokens, tower.width, MODEL_SIZES[name].layers, tower.prefix_tokens) == sizes
-    inputs = tower.batch(bench_clip(1).images)
+    inputs = tower.batch(sample_clip(1).images)
     with torch.no_grad():
         tokens = tower.module(**inputs).last_hidden_state
     assert tower.patches_of(tokens).shape == (1, tower.tokens, tower.width)
@@ -351,7 +344,7 @@ def test_a_geometry_is_the_same_each_time_and_leaves_torchs_generator() -> None:
 
 def test_the_synthetic_clip_drifts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    clip = bench_clip(5)
+    clip = sample_clip(5)
     assert "PyAV is not installed" in clip.name
     assert all(image.shape == (384, 384, 3) for image in clip.images)
     for one, other in itertools.pairwise(clip.images):

@@ -14,7 +14,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-import stc_stream.comparison
+import stc_stream.evaluate.stream
 import stc_stream.towers.load
 from stc_stream.report.document import stream_schema
 from stc_stream.report.target import check_file, descriptor_of, is_standard_output, write_whole
@@ -170,7 +170,7 @@ def test_a_full_output_without_files_ends_before_the_run(
     def step(*arguments: object) -> None:
         raise AssertionError("a frame was run")
 
-    monkeypatch.setattr(stc_stream.comparison.StreamComparison, "step", step)
+    monkeypatch.setattr(stc_stream.evaluate.stream.StreamComparison, "step", step)
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         outcome = stc("stream", video, "--model", tiny_model)

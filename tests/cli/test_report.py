@@ -28,14 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from stc_stream.cacher import CacherConfig
-from stc_stream.comparison import (
-    Fidelity,
-    FrameNumbers,
-    FrameResult,
-    FrameView,
-    StreamComparison,
-    summarise,
-)
+from stc_stream.evaluate.fidelity import Fidelity
+from stc_stream.evaluate.stream import StreamComparison
+from stc_stream.evaluate.summary import FrameNumbers, FrameResult, FrameView, summarise
 from stc_stream.pruner import PrunerConfig
 from stc_stream.report.charts import (
     MOST_AGES,

@@ -25,7 +25,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, 
 
 import stc_kernels
 from stc_stream.cacher import CacherConfig, attach_cacher
-from stc_stream.comparison import StreamComparison, summarise
+from stc_stream.evaluate.stream import StreamComparison
+from stc_stream.evaluate.summary import summarise
 from stc_stream.pruner import PrunerConfig, TokenPruner
 from stc_stream.report.document import stream_schema
 from stc_stream.report.target import write_whole

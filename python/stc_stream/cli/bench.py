@@ -30,8 +30,9 @@ from stc_stream.report.terminal import print_table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stc_stream.benchmark import BenchConfig, BenchRun, Clip
+    from stc_stream.evaluate.bench import BenchConfig, BenchRun
     from stc_stream.towers.load import VisionModel
+    from stc_stream.video.sample import Clip
 
 
 @click.command(context_settings=CONTEXT, short_help="Is it worth it on this machine?")
@@ -128,7 +129,8 @@ def bench(
     session.writes_files = document is not None or figure is not None
     session.require_somewhere()
     kernels()
-    from stc_stream.benchmark import BenchConfig, bench_clip
+    from stc_stream.evaluate.bench import BenchConfig
+    from stc_stream.video.sample import sample_clip
 
     defaults = BenchConfig(streams=(1, 8) if _on_gpu(device) else (1, 4))
     config = BenchConfig(
@@ -139,7 +141,7 @@ def bench(
         compile=compiles,
     )
     console = console_for(document)
-    clip = bench_clip()
+    clip = sample_clip()
     with console.status("loading the tower"):
         loaded, whole = _bench_tower(tower, model, layers, device, dtype, config, clip)
     part = f"the first {loaded.layers} of its {whole} layers (--layers {whole} times all)"
@@ -193,7 +195,7 @@ def _bench_tower(
     clip: Clip,
 ) -> tuple[VisionModel, int]:
     """Return the tower to time, perhaps its first layers only, and how many it has."""
-    from stc_stream.benchmark import first_layers, fitting_layers
+    from stc_stream.evaluate.bench import first_layers, fitting_layers
     from stc_stream.towers.load import ModelError, build_tower, load_tower
     from stc_stream.towers.sizes import MODEL_SIZES
 
@@ -228,7 +230,7 @@ def _bench(
 ) -> BenchRun:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from stc_stream.benchmark import TowerBench, WrongResult
+    from stc_stream.evaluate.bench import TowerBench, WrongResult
 
     bar = Progress(
         TextColumn("{task.description}", markup=False),

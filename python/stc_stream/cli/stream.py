@@ -32,7 +32,7 @@ from stc_stream.report.terminal import print_table, printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stc_stream.comparison import StreamComparison
+    from stc_stream.evaluate.stream import StreamComparison
     from stc_stream.report.gallery import Gallery
     from stc_stream.report.run import StreamRun
     from stc_stream.towers.load import VisionModel
@@ -188,7 +188,7 @@ def _comparison(
 ) -> StreamComparison:
     kernels()
     from stc_stream.cacher import CacherConfig
-    from stc_stream.comparison import StreamComparison
+    from stc_stream.evaluate.stream import StreamComparison
     from stc_stream.pruner import PrunerConfig
     from stc_stream.towers.load import ModelError, load_tower
 

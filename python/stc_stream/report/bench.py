@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 import stc_kernels
-from stc_stream.benchmark import BenchRun, Setting
+from stc_stream.evaluate.bench import BenchRun, Setting
 from stc_stream.evaluate.timing import Timing
 from stc_stream.report.document import machine, read_schema
 from stc_stream.report.terminal import some

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stc_stream.benchmark import BenchRun
+from stc_stream.evaluate.bench import BenchRun
 from stc_stream.report.drawing import new_figure
 from stc_stream.report.target import write_whole
 from stc_stream.report.terminal import printable

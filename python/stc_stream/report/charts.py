@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stc_stream.comparison import Fidelity, FrameNumbers
+from stc_stream.evaluate.fidelity import Fidelity
+from stc_stream.evaluate.summary import FrameNumbers
 from stc_stream.report.drawing import new_figure
 from stc_stream.report.terminal import some
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import stc_kernels
-from stc_stream.comparison import Summary
+from stc_stream.evaluate.summary import Summary
 from stc_stream.report.run import StreamRun
 from stc_stream.report.target import write_whole
 from stc_stream.report.versions import cores, processor, versions

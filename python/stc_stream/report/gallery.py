@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from stc_stream.comparison import FrameNumbers, FrameResult
+from stc_stream.evaluate.summary import FrameNumbers, FrameResult
 
 MOST_PICTURES = 6
 WIDEST = 768

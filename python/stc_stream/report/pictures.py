@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stc_stream.comparison import FrameView
+from stc_stream.evaluate.summary import FrameView
 from stc_stream.report.drawing import colours
 
 TINT = (255, 122, 0)

@@ -7,7 +7,8 @@ from functools import cached_property
 
 from stc_stream.cacher import CacherConfig
 from stc_stream.cacher.change import moving_camera
-from stc_stream.comparison import Fidelity, FrameNumbers, Summary, summarise
+from stc_stream.evaluate.fidelity import Fidelity
+from stc_stream.evaluate.summary import FrameNumbers, Summary, summarise
 from stc_stream.pruner import PrunerConfig
 from stc_stream.towers.load import VisionModel
 

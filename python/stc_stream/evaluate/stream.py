@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stc_stream.cacher import CacherConfig, LayerRecord, attach_cacher
-from stc_stream.comparison.fidelity import Fidelity, FidelityTally, cosines, watch_layers
-from stc_stream.comparison.results import FrameNumbers, FrameResult, FrameView
+from stc_stream.evaluate.fidelity import Fidelity, FidelityTally, cosines, watch_layers
+from stc_stream.evaluate.summary import FrameNumbers, FrameResult, FrameView
 from stc_stream.evaluate.timing import WallClock, timed, wait_for
 from stc_stream.pruner import PrunerConfig, TokenPruner
 from stc_stream.towers.load import VisionModel

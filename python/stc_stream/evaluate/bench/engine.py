@@ -10,16 +10,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stc_stream.benchmark.clip import Clip
-from stc_stream.benchmark.plan import BenchConfig, rounds_that_fit, turn
-from stc_stream.benchmark.results import BenchRun, Dense, RatioFidelity, Setting
-from stc_stream.benchmark.sides import Dense as DenseRun
-from stc_stream.benchmark.sides import Inputs, Ours, compiled, eager, graphed, quiet, shared_copy
-from stc_stream.comparison.fidelity import FidelityTally, cosines, watch_layers
+from stc_stream.evaluate.bench.plan import BenchConfig, rounds_that_fit, turn
+from stc_stream.evaluate.bench.results import BenchRun, Dense, RatioFidelity, Setting
 from stc_stream.evaluate.cost import CostModel
+from stc_stream.evaluate.fidelity import FidelityTally, cosines, watch_layers
 from stc_stream.evaluate.timing import Timing, Turns, Variant, WallClock, median_ratio
+from stc_stream.evaluate.variants import Dense as DenseRun
+from stc_stream.evaluate.variants import Inputs, Ours, compiled, eager, graphed, quiet, shared_copy
 from stc_stream.towers import read_tower
 from stc_stream.towers.load import VisionModel
+from stc_stream.video.sample import Clip
 
 EAGER, COMPILED, GRAPH = "eager", "compiled", "in a CUDA graph"
 COMPILED_GRAPH = "compiled, in a CUDA graph"

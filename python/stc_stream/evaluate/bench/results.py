@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stc_stream.benchmark.plan import BenchConfig
-from stc_stream.comparison import Fidelity
+from stc_stream.evaluate.bench.plan import BenchConfig
+from stc_stream.evaluate.fidelity import Fidelity
 from stc_stream.evaluate.timing import Timing
 from stc_stream.towers.load import VisionModel
 

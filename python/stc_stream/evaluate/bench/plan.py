@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from stc_stream.benchmark.clip import Clip
 from stc_stream.cacher import CacherConfig
 from stc_stream.evaluate.cost import CostModel
 from stc_stream.evaluate.timing import WallClock, timed
 from stc_stream.towers import read_tower
 from stc_stream.towers.load import VisionModel
+from stc_stream.video.sample import Clip
 
 SECONDS = 45.0
 """How long the rounds of a default run may take; compiling and fidelity come on top."""

@@ -22,7 +22,7 @@ class Clip:
     images: tuple[NDArray[np.uint8], ...]
 
 
-def bench_clip(frames: int | None = None) -> Clip:
+def sample_clip(frames: int | None = None) -> Clip:
     """Return the sample clip, or a synthetic one where PyAV is not installed.
 
     Args:
