@@ -458,11 +458,13 @@ class _MergeWay(_Way):
         self._merging = TokenMerging(merged).attach(self._module)
 
     def run(self, number: int, inputs: dict[str, Tensor]) -> Tensor:
-        tokens: Tensor = self._module(**inputs).last_hidden_state
+        with self._merging.record() as record:
+            tokens: Tensor = self._module(**inputs).last_hidden_state
+        self._share = record.share[0]
         return tokens
 
     def recomputed(self) -> float:
-        return self._merging.shares.share[0]
+        return self._share
 
 
 def _at(tower: VisionModel, interval: int, every: bool = False) -> list[_Way]:

@@ -29,6 +29,7 @@ from rich.table import Table
 
 from stc_stream.cacher import CacherConfig
 from stc_stream.evaluate.fidelity import Fidelity
+from stc_stream.evaluate.method import Method
 from stc_stream.evaluate.stream import StreamComparison
 from stc_stream.evaluate.summary import FrameNumbers, FrameResult, FrameView, summarise
 from stc_stream.pruner import PrunerConfig
@@ -70,7 +71,8 @@ ORDINARY = FrameNumbers(
 def streamed(tiny_model: Path, sample: Path) -> tuple[StreamRun, tuple[Moment, ...]]:
     tower = load_tower(str(tiny_model), device="cpu")
     gallery, rows = Gallery(), []
-    with StreamComparison(tower, CacherConfig.paper()) as comparison:
+    method = Method("stc", CacherConfig.paper(), PrunerConfig.paper())
+    with StreamComparison(tower, method) as comparison:
         for frame in open_video(sample):
             result = comparison.step(frame)
             rows.append(result.numbers)
@@ -78,8 +80,7 @@ def streamed(tiny_model: Path, sample: Path) -> tuple[StreamRun, tuple[Moment, .
     run = StreamRun(
         "sample.mp4",
         tower,
-        CacherConfig.paper(),
-        PrunerConfig.paper(),
+        method,
         tuple(rows),
         fidelity=comparison.fidelity,
     )

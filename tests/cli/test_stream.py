@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import av
@@ -25,6 +26,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, 
 
 import stc_kernels
 from stc_stream.cacher import CacherConfig, attach_cacher
+from stc_stream.evaluate.method import Method
+from stc_stream.evaluate.methods import read_method
 from stc_stream.evaluate.stream import StreamComparison
 from stc_stream.evaluate.summary import summarise
 from stc_stream.pruner import PrunerConfig, TokenPruner
@@ -102,6 +105,53 @@ def test_json_is_as_its_schema_says(
         jsonschema.validate({**numbers, "more": 1}, stream_schema())
 
 
+def test_a_method_is_named_with_its_settings(
+    stc: Stc, tiny_model: Path, video: Path, tmp_path: Path
+) -> None:
+    document = tmp_path / "numbers.json"
+    options = ("--method", "skip:refresh_interval=3", "--report", tmp_path, "--json", document)
+    outcome = stc("stream", video, "--model", tiny_model, *options, "--tokens-per-frame", 5)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert re.search(r"skip:refresh_interval=3 (saved|lost)", outcome.out)
+    numbers = json.loads(document.read_text())
+    jsonschema.validate(numbers, stream_schema())
+    assert numbers["config"]["method"] == "skip:refresh_interval=3"
+    assert numbers["config"]["cacher"] is None
+    assert numbers["config"]["pruner"]["tokens_per_frame"] == 5
+    assert [frame["age"] for frame in numbers["frames"][:4]] == [0, 1, 2, 0]
+    assert "by the method skip:refresh_interval=3." in (tmp_path / "index.html").read_text()
+
+
+def test_stc_by_name_is_what_runs_by_default(
+    stc: Stc, tiny_model: Path, video: Path, tmp_path: Path
+) -> None:
+    found = []
+    for more in ((), ("--method", "stc"), ("--method", "stc:refresh_interval=4")):
+        document = tmp_path / "numbers.json"
+        assert stc("stream", video, "--model", tiny_model, *more, "--json", document).code == 0
+        numbers = json.loads(document.read_text())
+        found.append((numbers["config"]["cacher"], numbers["config"]["pruner"]))
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--method", "tome"), "--method must be one of dense, merge, random_tokens, skip, stc"),
+        (("--method", "skip:n=2"), "--method skip has refresh_interval, but no 'n'"),
+        (("--method", "skip:refresh_interval=x"), "--method skip: refresh_interval must be a"),
+        (("--method", "skip", "--update-ratio", "0.5"), "--update-ratio is for stc alone: give"),
+        (("--method", ""), "'--method': it is empty"),
+    ],
+)
+def test_what_is_no_method_is_told_in_a_line(
+    stc: Stc, tiny_model: Path, video: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    outcome = stc("stream", video, "--model", tiny_model, *arguments)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert words in outcome.err
+
+
 def test_the_comparison_measures_what_a_plain_statement_does(
     tiny_model: Path, sample: Path
 ) -> None:
@@ -112,7 +162,8 @@ def test_the_comparison_measures_what_a_plain_statement_does(
     pruner = TokenPruner(PrunerConfig.paper(tokens_per_frame=4))
     config = CacherConfig.paper(update_ratio=0.25, refresh_interval=2)
     results = []
-    with StreamComparison(tower, config, PrunerConfig.paper(tokens_per_frame=4)) as comparison:
+    method = Method("stc", config, PrunerConfig.paper(tokens_per_frame=4))
+    with StreamComparison(tower, method) as comparison:
         results = [comparison.step(frame) for frame in frames]
     assert "forward" not in vars(tower.module.encoder)
     for frame, result in zip(frames, results, strict=True):
@@ -139,13 +190,53 @@ def test_the_comparison_measures_what_a_plain_statement_does(
             assert 0.5 < numbers.cosine < 1 + 1e-5
 
 
+@pytest.mark.parametrize(
+    ("name", "refreshed", "recomputed"),
+    [
+        ("dense", [True] * 5, [16] * 5),
+        ("skip:refresh_interval=3", [True, False, False, True, False], [16, 0, 0, 16, 0]),
+        ("merge:merged=4", [False] * 5, [10] * 5),
+        ("random_tokens:refresh_interval=2", [True, False] * 2 + [True], [16, 4, 16, 4, 16]),
+    ],
+)
+def test_any_method_is_held_against_dense(
+    tiny_model: Path, sample: Path, name: str, refreshed: list[bool], recomputed: list[int]
+) -> None:
+    tower = load_tower(str(tiny_model), device="cpu")
+    method = read_method(name)
+    copy = load_tower(str(tiny_model), device="cpu")
+    part = nullcontext() if method.tower is None else method.tower.attach(copy.module)
+    with StreamComparison(tower, method) as comparison, part, torch.inference_mode():
+        for frame in open_video(sample, frames=5):
+            result = comparison.step(frame)
+            inputs = tower.batch([frame.image])
+            own, dense = (each.module(**inputs).last_hidden_state[0] for each in (copy, tower))
+            cosine = torch.cosine_similarity(own, dense, dim=-1)
+            numbers, view = result.numbers, result.view
+            assert numbers.refreshed is refreshed[frame.index]
+            assert numbers.tokens_recomputed == pytest.approx(recomputed[frame.index])
+            assert view.recomputed.sum() == pytest.approx(recomputed[frame.index])
+            if not name.startswith("random"):
+                assert numbers.cosine == pytest.approx(float(cosine.mean()), abs=1e-5)
+                assert numbers.cosine_min == pytest.approx(float(cosine.min()), abs=1e-5)
+            assert numbers.tokens_kept == 16 and numbers.age <= frame.index
+        fidelity = comparison.fidelity
+    assert fidelity is not None and sum(fidelity.frames) == 5
+    # A skipped frame has no layers to compare, and merged tokens are none of the dense layer's.
+    known = [[cosine is not None for cosine in layer] for layer in fidelity.layers]
+    whole = [age == 0 and any(refreshed) for age in fidelity.ages]
+    if name.startswith("skip"):
+        assert known == [whole] * 2
+    assert "forward" not in vars(tower.module.encoder)
+
+
 def test_a_class_token_is_no_patch(tmp_path: Path, sample: Path) -> None:
     torch.manual_seed(4)
     CLIPVisionModel(CLIPVisionConfig(**TINY)).save_pretrained(tmp_path)
     tower = load_tower(str(tmp_path), device="cpu")
     plain = load_tower(str(tmp_path), device="cpu")
     assert (tower.tokens, tower.prefix_tokens) == (16, 1)
-    with StreamComparison(tower, CacherConfig.paper(0.25, 3)) as comparison:
+    with StreamComparison(tower, Method("stc", CacherConfig.paper(0.25, 3))) as comparison:
         results = [comparison.step(frame) for frame in open_video(sample, frames=3)]
         fidelity = comparison.fidelity
     copy = load_tower(str(tmp_path), device="cpu")
@@ -167,9 +258,8 @@ def test_a_class_token_is_no_patch(tmp_path: Path, sample: Path) -> None:
 
 def test_ratio_one_is_dense(tiny_model: Path, sample: Path) -> None:
     tower = load_tower(str(tiny_model), device="cpu")
-    with StreamComparison(
-        tower, CacherConfig.paper(update_ratio=1.0, refresh_interval=9)
-    ) as comparison:
+    whole = CacherConfig.paper(update_ratio=1.0, refresh_interval=9)
+    with StreamComparison(tower, Method("stc", whole, PrunerConfig.paper())) as comparison:
         for frame in open_video(sample, frames=3):
             numbers = comparison.step(frame).numbers
             assert numbers.cosine_min == pytest.approx(1, abs=1e-5)
@@ -177,7 +267,7 @@ def test_ratio_one_is_dense(tiny_model: Path, sample: Path) -> None:
 
 def test_the_sample_has_one_cut_and_it_is_found(tiny_model: Path, sample: Path) -> None:
     tower = load_tower(str(tiny_model), device="cpu")
-    with StreamComparison(tower, CacherConfig.paper()) as comparison:
+    with StreamComparison(tower, Method("stc", CacherConfig.paper())) as comparison:
         rows = [comparison.step(frame).numbers for frame in open_video(sample)]
     assert summarise(rows, tower.tokens).scene_cuts == (25,)
 

@@ -98,3 +98,18 @@ json_option = click.option(
 def model_option(words: str) -> Callable[[_Decorated], _Decorated]:
     """Return the option `--model`, whose help is `words`."""
     return click.option("--model", type=as_name, metavar="NAME_OR_PATH", help=words)
+
+
+def method_option(
+    *names: str, words: str, multiple: bool = False
+) -> Callable[[_Decorated], _Decorated]:
+    """Return the option `--method`, whose help is `words` and how settings are written."""
+    more = "With settings: skip:refresh_interval=2."
+    return click.option(
+        "--method",
+        *names,
+        type=as_name,
+        metavar="NAME",
+        multiple=multiple,
+        help=f"{words} {more}",
+    )

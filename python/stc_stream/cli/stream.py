@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from stc_stream.cli.options import (
     device_option,
     dtype_option,
     json_option,
+    method_option,
     model_option,
 )
 from stc_stream.cli.outputs import Output, check_outputs, same, write
@@ -44,6 +46,10 @@ if TYPE_CHECKING:
 @model_option(
     "A SigLIP or CLIP model: a folder, or a name on the Hugging Face hub.  [default: the geometry "
     "of SigLIP-base-patch16-384 with random weights; nothing is downloaded]"
+)
+@method_option(
+    words="What is held against dense: stc (the default, with the options below), skip, merge, "
+    "random_tokens or dense."
 )
 @click.option(
     "--update-ratio",
@@ -83,11 +89,12 @@ if TYPE_CHECKING:
     "--report", metavar="DIR", type=as_path, help="Write a page with pictures, DIR/index.html."
 )
 @json_option
-@click.pass_obj
+@click.pass_context
 def stream(
-    session: Session,
+    context: click.Context,
     video: str | None,
     model: str | None,
+    method: str | None,
     update_ratio: float,
     refresh_interval: int,
     refresh_on_change: float,
@@ -104,6 +111,8 @@ def stream(
     VIDEO is a file, a folder of images, the number of a camera or an rtsp:// address; without it,
     a short sample clip is streamed. Ctrl-C stops and reports the frames so far.
     """
+    session: Session = context.obj
+    _check_method_options(context, method)
     require_modules("stc stream", list(NEEDED))
     from stc_stream.video import VideoError, open_video
 
@@ -126,7 +135,7 @@ def stream(
             "refresh_interval": refresh_interval,
             "refresh_on_change": refresh_on_change,
         }
-        comparison = _comparison(model, device, dtype, settings, tokens_per_frame)
+        comparison = _comparison(model, device, dtype, method, settings, tokens_per_frame)
         stack.enter_context(comparison)
         from stc_stream.report.gallery import Gallery
 
@@ -179,25 +188,43 @@ def _check_overwriting(source: str, report: Path | None, document: Path | None) 
         fail(f"--json would overwrite the page of --report, {page}: choose another --json")
 
 
+def _check_method_options(context: click.Context, method: str | None) -> None:
+    """Refuse options that set up STC beside a method that has settings of its own."""
+    if method in (None, "stc"):
+        return
+    for name in ("update_ratio", "refresh_interval", "refresh_on_change"):
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            option = f"--{name.replace('_', '-')}"
+            fail(f"{option} is for stc alone: give settings with --method, NAME:{name}=VALUE")
+
+
 def _comparison(
     model: str | None,
     device: str,
     dtype: str,
+    method: str | None,
     settings: dict[str, Any],
     tokens_per_frame: int | None,
 ) -> StreamComparison:
     kernels()
     from stc_stream.cacher import CacherConfig
+    from stc_stream.evaluate.method import Method
+    from stc_stream.evaluate.methods import read_method
     from stc_stream.evaluate.stream import StreamComparison
     from stc_stream.pruner import PrunerConfig
     from stc_stream.towers.load import ModelError, load_tower
 
     try:
+        if method is None or method == "stc":
+            chosen = Method("stc", tower=CacherConfig(**settings))
+        else:
+            chosen = read_method(method)
+        if chosen.pruner is None or tokens_per_frame is not None:
+            chosen = replace(chosen, pruner=PrunerConfig.paper(tokens_per_frame))
         tower = load_tower(model, device=device, dtype=dtype)
         _check_tokens(tower, tokens_per_frame)
-        cacher, pruner = CacherConfig(**settings), PrunerConfig.paper(tokens_per_frame)
-        return StreamComparison(tower, cacher, pruner)
-    except ModelError as error:
+        return StreamComparison(tower, chosen)
+    except (ModelError, TypeError) as error:
         fail(str(error))
     except ValueError as error:
         fail(as_option(str(error)))
@@ -254,8 +281,7 @@ def _run(
     return StreamRun(
         source=opened.name,
         tower=comparison.tower,
-        cacher=comparison.cacher_config,
-        pruner=comparison.pruner_config,
+        method=comparison.method,
         frames=tuple(numbers),
         warnings=tuple(warnings),
         complete=complete,

@@ -97,11 +97,13 @@ def watch_layers(tower: TowerSpec) -> Iterator[LayerOutputs]:
             handle.remove()
 
 
+def token_cosines(compressed: Tensor, dense: Tensor) -> Tensor:
+    """Return the cosine of each token to the dense one, [.., C] and [.., C] to float32 [..]."""
+    return F.cosine_similarity(compressed.float(), dense.float(), dim=-1)
+
+
 def cosines(compressed: Sequence[Tensor], dense: Sequence[Tensor]) -> list[float]:
     """Return the cosine of each pair of token tensors [.., C], mean over the tokens."""
-    means = [
-        F.cosine_similarity(one.float(), other.float(), dim=-1).mean()
-        for one, other in zip(compressed, dense, strict=True)
-    ]
+    means = [token_cosines(one, other).mean() for one, other in zip(compressed, dense, strict=True)]
     found: list[float] = torch.stack(means).tolist() if means else []
     return found

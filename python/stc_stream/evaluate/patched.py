@@ -19,7 +19,7 @@ Self = TypeVar("Self", bound="PatchedTower")
 
 @dataclass
 class FrameShares:
-    """What became of each frame of the last batch: see `evaluate.method.BatchRecord`."""
+    """What became of each frame of the last batch, as `evaluate.method.BatchRecord` has it."""
 
     whole: tuple[bool, ...] = ()
     share: tuple[float, ...] = ()
@@ -36,12 +36,11 @@ class PatchedTower:
 
     Attributes:
         tower: the tower as it was read.
-        shares: of the last batch; a method sets its fields.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.tower: TowerSpec = read_tower(model)
-        self.shares = FrameShares()
+        self._shares = FrameShares()
         self._names: tuple[Hashable, ...] | None = None
         self._patched: list[nn.Module] = []
 
@@ -81,7 +80,15 @@ class PatchedTower:
     @contextmanager
     def record(self) -> Iterator[FrameShares]:
         """Give what became of the last batch that ran inside."""
-        yield self.shares
+        before, self._shares = self._shares, FrameShares()
+        try:
+            yield self._shares
+        finally:
+            self._shares = before
+
+    def note(self, whole: Sequence[bool], share: Sequence[float]) -> None:
+        """Say of each frame of the batch whether it was computed whole, and what share of it."""
+        self._shares.whole, self._shares.share = tuple(whole), tuple(share)
 
     def forget(self, *streams: Hashable) -> None:
         """Let go of what is remembered of these streams, or of all when none is named."""

@@ -1,73 +1,62 @@
-"""Runs each frame through the tower dense and compressed, and measures both."""
+"""Runs each frame of a video dense and by a method, and measures both."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stc_stream.cacher import CacherConfig, LayerRecord, attach_cacher
-from stc_stream.evaluate.fidelity import Fidelity, FidelityTally, cosines, watch_layers
+from stc_stream.cacher import LayerRecord
+from stc_stream.evaluate.fidelity import Fidelity
+from stc_stream.evaluate.frames import FrameComparison, FrameRun
+from stc_stream.evaluate.method import Method
+from stc_stream.evaluate.methods import read_method
 from stc_stream.evaluate.summary import FrameNumbers, FrameResult, FrameView
-from stc_stream.evaluate.timing import WallClock, timed, wait_for
-from stc_stream.pruner import PrunerConfig, TokenPruner
+from stc_stream.evaluate.timing import WallClock, timed
+from stc_stream.pruner import TokenPruner
 from stc_stream.towers.load import VisionModel
 from stc_stream.video import Frame
-
-Result = TypeVar("Result")
 
 # A patch whose pixels change by more than this, of 1, moves: twice what sensor noise does.
 MOVING = 0.02
 
 
 class StreamComparison:
-    """A tower that sees every frame twice: as it is, and with a Cacher and a Pruner.
+    """A model that sees every frame of a video twice: as it is, and by a method.
 
     Both ways run in the same process on the same input; which goes first alternates, a warm-up
     comes before the first frame, and reading and resizing pictures is not part of the time.
 
     Args:
-        tower: from `load_tower`; it has a Cacher attached until `close`.
-        cacher: None is `CacherConfig()`.
-        pruner: None keeps a quarter of a frame's tokens (`PrunerConfig.paper()`).
+        tower: from `load_tower`; it stays as it is, the method runs on a copy with its weights.
+        method: None is STC with its defaults.
 
     Raises:
         ValueError: the Pruner is to keep more tokens than a frame has.
+        TypeError: a tower that the method can't run.
     """
 
-    def __init__(
-        self,
-        tower: VisionModel,
-        cacher: CacherConfig | None = None,
-        pruner: PrunerConfig | None = None,
-    ) -> None:
+    def __init__(self, tower: VisionModel, method: Method | None = None) -> None:
         self.tower = tower
-        self.cacher_config = cacher or CacherConfig()
-        self.pruner_config = pruner or PrunerConfig.paper()
-        wanted = self.pruner_config.tokens_per_frame
+        self.method = read_method("stc") if method is None else method
+        pruner = self.method.pruner
+        wanted = None if pruner is None else pruner.tokens_per_frame
         if wanted is not None and wanted > tower.tokens:
             raise ValueError(
                 f"tokens_per_frame must be at most {tower.tokens}, the tokens of a frame of "
                 f"{tower.name}, but is {wanted}"
             )
-        self._open = ExitStack()
-        self._cacher = self._open.enter_context(attach_cacher(tower.module, self.cacher_config))
-        self._layers = self._open.enter_context(watch_layers(self._cacher.tower))
-        self._tally = FidelityTally()
+        self._frames = FrameComparison(tower, [self.method], layers=True)
         self._clock = WallClock(tower.device)
-        self._age = 0
-        self._pruner = TokenPruner(self.pruner_config)
+        self._pruner = None if pruner is None else TokenPruner(pruner)
         self._cuts = _SceneCuts()
         self._previous: NDArray[np.uint8] | None = None
-        self._count = 0
+        self._begun = False
 
     def __enter__(self) -> StreamComparison:
         return self
@@ -81,101 +70,81 @@ class StreamComparison:
         self.close()
 
     def close(self) -> None:
-        """Give the tower back as it was."""
-        self._open.close()
+        """Let go of the method's tower."""
+        self._frames.close()
 
     @property
     def fidelity(self) -> Fidelity | None:
         """How close the frames so far stayed to dense; None: there were none."""
-        return self._tally.result()
+        return self._frames.fidelity[0]
 
     @torch.inference_mode()
     def step(self, frame: Frame) -> FrameResult:
         """Run the next frame of the stream both ways."""
         square = self.tower.square(frame.image)
-        pixels = self.tower.pixel_values(square)
-        if self._count == 0:
-            self._warm_up(pixels)
-        # Every phase of the refresh cycle gets both orders.
-        dense_first = (self._count + self._count // self.cacher_config.refresh_interval) % 2 == 0
-        if dense_first:
-            dense, dense_ms = self._timed(lambda: self._dense(pixels))
-            dense_layers = self._layers.take()
-        with self._cacher.record() as recording:
-            compressed, compressed_ms = self._timed(lambda: self._features(pixels))
-        compressed_layers = self._layers.take()
-        if not dense_first:
-            dense, dense_ms = self._timed(lambda: self._dense(pixels))
-            dense_layers = self._layers.take()
-        pruned, pruner_ms = self._timed(lambda: self._pruner(compressed))
-        self._count += 1
-
+        inputs = self.tower.inputs(self.tower.pixel_values(square))
+        if not self._begun:
+            self._warm_up(inputs)
+        compared = self._frames.step(inputs)
+        (run,) = compared.runs
+        (kept, pruner_seconds) = timed(lambda: self._keep(run.features), self._clock)
         difference = self._difference(square)
         motion = None if difference is None else float(difference.mean())
-        refreshed = bool(recording.layers[0].refreshed[0])
-        self._age = 0 if refreshed else self._age + 1
-        # A picture shows patches; a class token before them is recomputed on every frame.
-        first = self.tower.prefix_tokens
-        recomputed = _layer_mean(recording.layers, lambda x: x.recomputed[0, first:].float())
-        similarity = (
-            None
-            if refreshed
-            else _layer_mean(recording.layers, lambda x: x.similarity()[0, first:])
-        )
-        cosine = F.cosine_similarity(dense[0].float(), compressed[0].float(), dim=-1)
-        layers = (
-            [self.tower.patches_of(tokens) for tokens in each]
-            for each in (compressed_layers, dense_layers)
-        )
-        self._tally.add(self._age, cosines(*layers), float(cosine.mean()))
+        recomputed, similarity = self._by_patch(run)
         numbers = FrameNumbers(
             index=frame.index,
             time=frame.time,
-            refreshed=refreshed,
-            age=self._age,
+            refreshed=run.whole,
+            age=run.age,
             scene_cut=motion is not None and self._cuts.cut(motion),
             motion=motion,
             moving=None if difference is None else float((difference > MOVING).mean()),
-            dense_ms=dense_ms,
-            compressed_ms=compressed_ms,
-            pruner_ms=pruner_ms,
+            dense_ms=1e3 * compared.dense_seconds,
+            compressed_ms=1e3 * run.seconds,
+            pruner_ms=1e3 * pruner_seconds,
             tokens_recomputed=float(recomputed.sum()),
-            tokens_kept=len(pruned.index[0]),
+            tokens_kept=len(kept),
             similarity=None if similarity is None else _finite(float(similarity.mean())),
-            cosine=_finite(cosine.mean().item()),
-            cosine_min=_finite(cosine.min().item()),
+            cosine=_finite(run.cosine.mean().item()),
+            cosine_min=_finite(run.cosine.min().item()),
         )
         grid = self.tower.grid
-        kept = np.zeros(self.tower.tokens, np.bool_)
-        kept[pruned.index[0].cpu().numpy()] = True
+        outlined = np.zeros(self.tower.tokens, np.bool_)
+        outlined[kept.cpu().numpy()] = True
         view = FrameView(
             image=frame.image,
             grid=grid,
             recomputed=recomputed.reshape(grid),
-            kept=kept.reshape(grid),
+            kept=outlined.reshape(grid),
             similarity=None if similarity is None else similarity.reshape(grid),
         )
         return FrameResult(numbers, view)
 
-    def _features(self, pixels: Tensor) -> Tensor:
-        tokens: Tensor = self.tower.module(**self.tower.inputs(pixels)).last_hidden_state
-        return self.tower.patches_of(tokens)
+    def _keep(self, features: Tensor) -> Tensor:
+        """Return the tokens of a frame, [1, T, C], that the Pruner keeps, int64 [k]."""
+        if self._pruner is None:
+            return torch.arange(features.shape[1])
+        return self._pruner(features).index[0]
 
-    def _dense(self, pixels: Tensor) -> Tensor:
-        with self._cacher.paused():
-            return self._features(pixels)
+    def _by_patch(self, run: FrameRun) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return the share of layers that recomputed each patch, and its similarity or None."""
+        layers = run.record.layers
+        if not layers:
+            return np.full(self.tower.tokens, run.share, np.float32), None
+        # A picture shows patches; a class token before them is recomputed on every frame.
+        first = self.tower.prefix_tokens
+        recomputed = _layer_mean(layers, lambda x: x.recomputed[0, first:].float())
+        if run.whole:
+            return recomputed, None
+        return recomputed, _layer_mean(layers, lambda x: x.similarity()[0, first:])
 
-    def _timed(self, run: Callable[[], Result]) -> tuple[Result, float]:
-        result, seconds = timed(run, self._clock)
-        return result, 1e3 * seconds
-
-    def _warm_up(self, pixels: Tensor) -> None:
+    def _warm_up(self, inputs: dict[str, Tensor]) -> None:
+        (features,) = self._frames.warm_up(inputs)
         for _ in range(2):
-            self._dense(pixels)
-            self._pruner(self._features(pixels))
-        self._cacher.reset()
-        self._pruner.reset()
-        wait_for(self.tower.device)
+            self._keep(features)
+        if self._pruner is not None:
+            self._pruner.reset()
+        self._begun = True
 
     def _difference(self, square: NDArray[np.uint8]) -> NDArray[np.float64] | None:
         previous, self._previous = self._previous, square
@@ -205,7 +174,7 @@ class _SceneCuts:
 
 
 def _layer_mean(
-    layers: tuple[LayerRecord, ...], read: Callable[[LayerRecord], Tensor]
+    layers: Sequence[LayerRecord], read: Callable[[LayerRecord], Tensor]
 ) -> NDArray[np.float32]:
     mean: NDArray[np.float32] = torch.stack([read(layer) for layer in layers]).mean(0).cpu().numpy()
     return mean

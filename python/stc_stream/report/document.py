@@ -39,7 +39,11 @@ def stream_document(run: StreamRun) -> dict[str, Any]:
             "width": tower.width,
             "layers": tower.layers,
         },
-        "config": {"cacher": asdict(run.cacher), "pruner": asdict(run.pruner)},
+        "config": {
+            "method": run.method.name,
+            "cacher": None if run.cacher is None else asdict(run.cacher),
+            "pruner": None if run.pruner is None else asdict(run.pruner),
+        },
         "machine": machine(tower),
         "versions": dict(versions()),
         "implementation": stc_kernels.implementation("select_dynamic", tower.device),

@@ -8,8 +8,10 @@ from functools import cached_property
 from stc_stream.cacher import CacherConfig
 from stc_stream.cacher.change import moving_camera
 from stc_stream.evaluate.fidelity import Fidelity
+from stc_stream.evaluate.method import Method
 from stc_stream.evaluate.summary import FrameNumbers, Summary, summarise
 from stc_stream.pruner import PrunerConfig
+from stc_stream.report.terminal import printable
 from stc_stream.towers.load import VisionModel
 
 
@@ -20,8 +22,7 @@ class StreamRun:
     Attributes:
         source: what to call the source.
         tower: the tower it ran on.
-        cacher: the Cacher's settings.
-        pruner: the Pruner's settings.
+        method: what it was held against, with its settings.
         frames: numbers of each frame, in order; at least one.
         warnings: what was wrong with the source, one line each.
         complete: False when it was interrupted.
@@ -31,8 +32,7 @@ class StreamRun:
 
     source: str
     tower: VisionModel
-    cacher: CacherConfig
-    pruner: PrunerConfig
+    method: Method
     frames: tuple[FrameNumbers, ...]
     warnings: tuple[str, ...] = ()
     complete: bool = True
@@ -45,8 +45,23 @@ class StreamRun:
         return summarise(self.frames, self.tower.tokens)
 
     @property
+    def title(self) -> str:
+        """What to call the method in a sentence."""
+        return "STC" if self.cacher is not None else printable(self.method.name)
+
+    @property
+    def cacher(self) -> CacherConfig | None:
+        """The Cacher's settings; None: the method is another one."""
+        return self.method.tower if isinstance(self.method.tower, CacherConfig) else None
+
+    @property
+    def pruner(self) -> PrunerConfig | None:
+        """The Pruner's settings; None: all tokens are kept."""
+        return self.method.pruner
+
+    @property
     def moving_camera(self) -> str | None:
         """Say that the camera moves, so that there is little to save; None: it doesn't."""
         whole = [number for number, frame in enumerate(self.frames) if frame.refreshed]
-        changes = sum(number % self.cacher.refresh_interval > 0 for number in whole)
+        changes = sum(number % self.method.refresh_interval > 0 for number in whole)
         return moving_camera(len(self.frames), len(whole), changes)

@@ -17,15 +17,16 @@ def verdict(run: StreamRun) -> str:
     """Return the line that says what compression saved, or that it lost and what to try."""
     reduction = run.summary.reduction
     if reduction >= 0.005:
-        saved = f"STC saved {reduction:.0%} of ViT time on this machine"
+        saved = f"{run.title} saved {reduction:.0%} of ViT time on this machine"
         if run.summary.compressed.median <= run.summary.dense.median:
             return f"{saved}."
         # Only a few slow frames can make the sums say so: something else used the machine.
         return f"{saved}, but the median frame took longer: is it busy? Run again."
     if reduction > -0.005:
-        outcome = "STC saved nothing: compressed frames took as long as dense ones on this machine"
+        outcome = f"{run.title} saved nothing: compressed frames took as long as dense ones"
+        outcome += " on this machine"
     else:
-        outcome = f"STC lost: ViT time grew by {-reduction:.0%} on this machine"
+        outcome = f"{run.title} lost: ViT time grew by {-reduction:.0%} on this machine"
     return f"{outcome}; try {_remedy(run)}."
 
 
@@ -51,7 +52,9 @@ def summary_table(run: StreamRun) -> Table:
         f"{summary.reduction:.0%}",
         style="bold",
     )
-    table.add_row("Pruner, ms a frame", *_latency(summary.pruner), end_section=True)
+    if run.pruner is not None:
+        table.add_row("Pruner, ms a frame", *_latency(summary.pruner))
+    table.add_section()
     table.add_row("", "", "share", "a frame", style="italic")
     for words, tokens in (
         ("tokens recomputed", summary.tokens_recomputed),
@@ -105,11 +108,11 @@ def _cosine(value: float | None) -> str:
 
 def _remedy(run: StreamRun) -> str:
     tries = []
-    if run.cacher.refresh_interval < 8:
+    if run.cacher is not None and run.cacher.refresh_interval < 8:
         tries.append(f"--refresh-interval {max(4, run.cacher.refresh_interval * 2)}")
-    if run.cacher.update_ratio > 0.1:
+    if run.cacher is not None and run.cacher.update_ratio > 0.1:
         tries.append(f"--update-ratio {run.cacher.update_ratio / 2:.2g}")
-    if run.summary.frames <= run.cacher.refresh_interval or run.summary.selective is None:
+    if run.summary.frames <= run.method.refresh_interval or run.summary.selective is None:
         tries.append("a longer video")
     else:
         tries.append("a larger model")

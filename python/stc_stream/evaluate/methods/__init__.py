@@ -41,9 +41,7 @@ def read_method(text: str) -> Method:
     for part in filter(None, written.split(",")):
         setting, equals, value = (each.strip() for each in part.partition("="))
         if not equals:
-            raise ValueError(
-                f"settings of method {name} must be setting=value, but one is {part!r}"
-            )
+            raise ValueError(f"method {name}: settings must be setting=value, but one is {part!r}")
         if setting not in known:
             if not known:
                 raise ValueError(f"method {name} has no settings, but {setting!r} was given")
@@ -70,7 +68,7 @@ def _value(method: str, setting: str, text: str, kind: Any) -> Any:
         except ValueError:
             continue
     words = " or ".join(map(_words, choices))
-    raise ValueError(f"{setting} of method {method} must be {words}, but is {text!r}")
+    raise ValueError(f"method {method}: {setting} must be {words}, but is {text!r}")
 
 
 def _read(text: str, kind: Any) -> Any:

@@ -92,7 +92,7 @@ class MergingTower(PatchedTower):
         x = x + layer.mlp(layer.norm2(x))
         if number == len(self.tower.layers) - 1:
             share = sum(self._left) / len(self._left) / self._places.shape[1]
-            self.shares.whole, self.shares.share = (False,) * frames, (share,) * frames
+            self.note([False] * frames, [share] * frames)
             x = x.gather(1, _wide(self._places, x))
         return (x,) if layer.returns_tuple else x
 

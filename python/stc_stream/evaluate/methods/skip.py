@@ -76,8 +76,7 @@ class SkippingTower(PatchedTower):
             if own:
                 self._held[name] = next(fresh)
             found.append(self._held[name])
-        self.shares.whole = tuple(computed)
-        self.shares.share = tuple(map(float, computed))
+        self.note(computed, [float(own) for own in computed])
         leaves = zip(*(tensors for tensors, _ in found), strict=True)
         return tree_unflatten([torch.cat(pieces) for pieces in leaves], found[0][1])
 
