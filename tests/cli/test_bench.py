@@ -75,6 +75,36 @@ def test_tables_a_verdict_and_both_files(stc: Stc, tiny_model: Path, tmp_path: P
     assert first["cycle"]["min"] == pytest.approx(least)
 
 
+def test_other_methods_are_timed_beside_stc(stc: Stc, tiny_model: Path, tmp_path: Path) -> None:
+    methods = ["skip:refresh_interval=3", "merge:merged=4", "random_tokens"]
+    named = [word for method in methods for word in ("--method", method)]
+    options = ("--streams", "1,2", "--refresh-interval", 2, "--update-ratio", 0.5)
+    document = tmp_path / "numbers.json"
+    outcome = stc("bench", "--model", tiny_model, *QUICK, *options, *named, "--json", document)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "other methods, ms a frame" in outcome.out
+    numbers = json.loads(document.read_text())
+    jsonschema.validate(numbers, bench_schema())
+    rows = [(row["streams"], row["method"]) for row in numbers["methods"]]
+    assert rows == [(streams, method) for streams in (1, 2) for method in methods]
+    computed = [row["computed"] for row in numbers["methods"]]
+    # A third of the frames; 12, 8 and so on of 16 tokens; a refresh and three frames of 4 tokens.
+    assert computed == pytest.approx([1 / 3, (12 + 8) / 32, (1 + 3 / 4) / 4] * 2)
+    assert [row["refresh_interval"] for row in numbers["methods"]] == [3, 1, 4] * 2
+    for row in numbers["methods"]:
+        assert row["dense_side"] == "eager"
+        assert 0 < row["cycle"]["min"] <= row["cycle"]["median"]
+        assert row["saved"] == pytest.approx(1 - 1 / row["times_faster"])
+    fidelity = {row["method"]: row for row in numbers["method_fidelity"]}
+    assert list(fidelity) == methods
+    assert fidelity["merge:merged=4"]["ages"] == [0]
+    assert fidelity["skip:refresh_interval=3"]["features"][0] == pytest.approx(1)
+    for method in ("tome", "skip:x=1"):
+        outcome = stc("bench", "--model", tiny_model, "--method", method)
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+        assert outcome.err.startswith("stc: --method ")
+
+
 def said_to_win(numbers: dict) -> str:
     """Return the verdict's first words, counted from the document."""
     wins = [
@@ -169,12 +199,12 @@ def test_layers_of_a_named_tower_are_limited(stc: Stc) -> None:
 def test_wrong_results_are_not_timed(
     stc: Stc, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = engine.Ours.run
+    run = engine.ScheduledCacher.run
 
-    def wrong(self: engine.Ours, *arguments: object) -> torch.Tensor:
+    def wrong(self: engine.ScheduledCacher, *arguments: object) -> torch.Tensor:
         return run(self, *arguments) * 1.01
 
-    monkeypatch.setattr(engine.Ours, "run", wrong)
+    monkeypatch.setattr(engine.ScheduledCacher, "run", wrong)
     outcome = stc("bench", "--model", tiny_model, *QUICK)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert "update_ratio=1, frame 0 differs from the dense tower by 0.01" in outcome.err
@@ -231,13 +261,13 @@ def test_ctrl_c_leaves_what_there_is(tiny_model: Path, tmp_path: Path) -> None:
         "import sys; from stc_stream.cli import main\n"
         "import stc_stream.evaluate.bench.engine as e\n"
         "step = e.TowerBench._time\n"
-        "def told(self, bout):\n"
+        "def told(self, trial):\n"
         "    step_ = self._progress.step\n"
         "    def step_and_say():\n"
         "        step_()\n"
-        "        if bout.rounds == 2: print('two rounds', flush=True)\n"
+        "        if trial.rounds == 2: print('two rounds', flush=True)\n"
         "    self._progress.step = step_and_say\n"
-        "    step(self, bout)\n"
+        "    step(self, trial)\n"
         "e.TowerBench._time = told\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
@@ -259,7 +289,7 @@ def test_ctrl_c_leaves_what_there_is(tiny_model: Path, tmp_path: Path) -> None:
 def test_ctrl_c_before_the_first_round_is_one_line(
     stc: Stc, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(self: engine.TowerBench, bout: object) -> None:
+    def stop(self: engine.TowerBench, trial: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(engine.TowerBench, "_time", stop)
@@ -290,12 +320,12 @@ def a_run(tiny_model: Path) -> BenchRun:
         refresh=timing,
         cycle=timing,
         worst_batch_ms=3.0,
-        dense_side="compiled",
-        times_faster=2.0,
-        times_faster_min=1.9,
-        cap=2.5,
-        selective_times_faster=3.0,
-        selective_cap=4.0,
+        dense_variant="compiled",
+        speedup=2.0,
+        speedup_min=1.9,
+        max_speedup=2.5,
+        selective_speedup=3.0,
+        selective_max_speedup=4.0,
     )
     dense = (Dense(1, "eager", timing), Dense(1, "compiled", timing))
     tower = load_tower(str(tiny_model), device="cpu")
@@ -304,8 +334,8 @@ def a_run(tiny_model: Path) -> BenchRun:
 
 def test_the_verdict_names_what_wins_and_what_loses(a_run: BenchRun) -> None:
     (best,) = a_run.settings
-    loses = replace(best, update_ratio=0.5, times_faster=0.8, times_faster_min=0.9)
-    even = replace(best, update_ratio=0.6, times_faster=1.1, times_faster_min=0.9)
+    loses = replace(best, update_ratio=0.5, speedup=0.8, speedup_min=0.9)
+    even = replace(best, update_ratio=0.6, speedup=1.1, speedup_min=0.9)
     assert [each.outcome for each in (best, loses, even)] == ["wins", "loses", "even"]
     first, second = verdict(a_run)
     assert "wins at 1 of 1" in first and "50% of ViT time saved" in first

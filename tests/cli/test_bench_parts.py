@@ -21,7 +21,7 @@ from stc_stream.evaluate.bench import plan as plan_module
 from stc_stream.evaluate.bench.plan import turn
 from stc_stream.evaluate.cost import CostModel
 from stc_stream.evaluate.fidelity import FidelityTally, cosines, watch_layers
-from stc_stream.evaluate.variants import Ours, eager, graphed, shared_copy
+from stc_stream.evaluate.variants import ScheduledCacher, eager, graphed, shared_copy
 from stc_stream.towers import read_tower
 from stc_stream.towers.load import VisionModel, build_tower, load_tower
 from stc_stream.towers.sizes import MODEL_SIZES, Packing, TowerSizes
@@ -202,7 +202,7 @@ def test_a_copy_shares_the_weights_and_nothing_else(tower: VisionModel) -> None:
     copy = shared_copy(tower.module)
     pairs = zip(copy.parameters(), tower.module.parameters(), strict=True)
     assert all(one is other for one, other in pairs)
-    ours = Ours(tower, 0.25)
+    ours = ScheduledCacher(tower, 0.25)
     assert "forward" not in vars(read_tower(tower.module).layers[0].module)
     assert "forward" in vars(ours.cacher.tower.layers[0].module)
 
@@ -248,11 +248,11 @@ def test_on_a_gpu_all_sides_have_graphs(
     bench = TowerBench(tower, config, sample_clip(4))
     run = bench.run()
     sides = ["eager", "compiled", "in a CUDA graph", "compiled, in a CUDA graph"]
-    assert [dense.side for dense in run.dense] == 2 * sides
+    assert [dense.variant for dense in run.dense] == 2 * sides
     assert all(dense.timing for dense in run.dense)
     assert [setting.graph for setting in run.settings] == 2 * [False, False, True, True]
     # Ours was replayed, not only run eagerly beside a graph.
-    assert all(ours.cacher._graphs.replays > 0 for ours in bench._ours if ours.graph)
+    assert all(ours.cacher._graphs.replays > 0 for ours in bench._cachers if ours.graph)
 
 
 def test_a_graph_that_cannot_be_captured_is_said(
@@ -267,7 +267,9 @@ def test_a_graph_that_cannot_be_captured_is_said(
     monkeypatch.setattr("stc_stream.evaluate.variants.CudaBackend", Refuses)
     monkeypatch.setattr("stc_stream.cacher.graphs.CudaBackend", Repeats)
     config = BenchConfig((0.5,), (2,), (1,), rounds=1, compile=False)
-    notes = {each.side: each.note for each in TowerBench(tower, config, sample_clip(4)).run().dense}
+    notes = {
+        each.variant: each.note for each in TowerBench(tower, config, sample_clip(4)).run().dense
+    }
     assert notes["in a CUDA graph"].startswith("RuntimeError: operation not permitted")
     assert notes["compiled"] == "left out"
 

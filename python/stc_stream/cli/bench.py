@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from stc_stream.cli.options import (
     dtype_option,
     joined,
     json_option,
+    method_option,
     model_option,
 )
 from stc_stream.cli.outputs import Output, check_outputs, same, write
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from stc_stream.evaluate.bench import BenchConfig, BenchRun
+    from stc_stream.evaluate.method import Method
     from stc_stream.towers.load import VisionModel
     from stc_stream.video.sample import Clip
 
@@ -45,6 +48,12 @@ if TYPE_CHECKING:
 )
 @model_option(
     "Instead of --tower, a SigLIP or CLIP model: a folder, or a name on the Hugging Face hub."
+)
+@method_option(
+    "names",
+    words="Another method to time beside STC: skip, merge, random_tokens; the option again for "
+    "more.",
+    multiple=True,
 )
 @click.option(
     "--update-ratio",
@@ -102,6 +111,7 @@ def bench(
     context: click.Context,
     tower: str,
     model: str | None,
+    names: tuple[str, ...],
     ratios: tuple[float, ...],
     intervals: tuple[int, ...],
     streams: tuple[int, ...],
@@ -140,10 +150,11 @@ def bench(
         rounds=rounds,
         compile=compiles,
     )
+    methods = _methods(names)
     console = console_for(document)
     clip = sample_clip()
     with console.status("loading the tower"):
-        loaded, whole = _bench_tower(tower, model, layers, device, dtype, config, clip)
+        loaded, whole = _bench_tower(tower, model, layers, device, dtype, config, clip, methods)
     part = f"the first {loaded.layers} of its {whole} layers (--layers {whole} times all)"
     console.print(
         f"{tower_words(loaded, part if loaded.layers < whole else f'{whole} layers')}; "
@@ -153,7 +164,7 @@ def bench(
     )
     sys.stdout.flush()
     session.require_somewhere()
-    run = _bench(loaded, whole, config, clip, console, session.interrupts)
+    run = _bench(loaded, whole, config, clip, methods, console, session.interrupts)
     _show_bench(run, console)
     outputs = []
     if document is not None:
@@ -179,6 +190,15 @@ def _check_figure(figure: Path | None, document: Path | None) -> None:
         fail(f"--figure would overwrite the file of --json, {document}: choose another --figure")
 
 
+def _methods(names: Sequence[str]) -> list[Method]:
+    from stc_stream.evaluate.methods import read_method
+
+    try:
+        return [read_method(name) for name in dict.fromkeys(names)]
+    except ValueError as error:
+        fail(as_option(str(error)))
+
+
 def _on_gpu(device: str) -> bool:
     import torch
 
@@ -193,6 +213,7 @@ def _bench_tower(
     dtype: str,
     config: BenchConfig,
     clip: Clip,
+    methods: Sequence[Method],
 ) -> tuple[VisionModel, int]:
     """Return the tower to time, perhaps its first layers only, and how many it has."""
     from stc_stream.evaluate.bench import first_layers, fitting_layers
@@ -204,12 +225,12 @@ def _bench_tower(
             tower = load_tower(model, device=device, dtype=dtype)
             whole = tower.layers
             if layers is None and config.rounds is None:
-                layers = fitting_layers(tower, whole, config, clip)
+                layers = fitting_layers(tower, whole, config, clip, methods)
             return (tower if layers in (None, whole) else first_layers(tower, layers)), whole
         whole = MODEL_SIZES[name].layers
         if layers is None and config.rounds is None:
             probe = build_tower(name, layers=2, device=device, dtype=dtype)
-            layers = fitting_layers(probe, whole, config, clip)
+            layers = fitting_layers(probe, whole, config, clip, methods)
             del probe
         return build_tower(name, layers=layers, device=device, dtype=dtype), whole
     except ModelError as error:
@@ -225,6 +246,7 @@ def _bench(
     whole: int,
     config: BenchConfig,
     clip: Clip,
+    methods: Sequence[Method],
     console: Console,
     interrupts: Interrupts,
 ) -> BenchRun:
@@ -255,7 +277,7 @@ def _bench(
 
     try:
         with bar:
-            return TowerBench(tower, config, clip, whole, Bar()).run()
+            return TowerBench(tower, config, clip, whole, Bar(), methods).run()
     except (TypeError, WrongResult) as error:
         fail(str(error))
     except memory_errors():
@@ -267,12 +289,15 @@ def _show_bench(run: BenchRun, console: Console) -> None:
         dense_table,
         fidelity_table,
         legend,
+        methods_table,
         settings_tables,
         verdict,
     )
 
     for table in (dense_table(run), *settings_tables(run)):
         print_table(console, table)
+    if run.methods:
+        print_table(console, methods_table(run))
     for line in legend(run):
         console.print(line, style="dim", highlight=False)
     console.print()

@@ -1,4 +1,4 @@
-"""The sides of a benchmark: one tower's weights, run in several ways."""
+"""One tower's weights, run in several ways."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def compiled(module: nn.Module) -> Dense:
 def graphed(dense: Dense, inputs: Inputs, backend: Backend | None = None) -> Dense:
     """Return a dense tower captured in a CUDA graph, for inputs of these shapes.
 
-    As ours does, it takes new inputs each time and gives an output that is safe to keep.
+    As a Cacher's does, it takes new inputs each time and gives an output that is safe to keep.
     """
     names = list(inputs)
 
@@ -70,7 +70,7 @@ def graphed(dense: Dense, inputs: Inputs, backend: Backend | None = None) -> Den
     return run
 
 
-class Ours:
+class ScheduledCacher:
     """A tower with a Cacher, of whose streams the caller says which refresh.
 
     Args:

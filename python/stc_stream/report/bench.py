@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 import stc_kernels
-from stc_stream.evaluate.bench import BenchRun, Setting
+from stc_stream.evaluate.bench import BenchRun, Compared, Setting
+from stc_stream.evaluate.fidelity import Fidelity
 from stc_stream.evaluate.timing import Timing
 from stc_stream.report.document import machine, read_schema
-from stc_stream.report.terminal import some
+from stc_stream.report.terminal import printable, some
 from stc_stream.report.versions import versions
 
 SCHEMA_VERSION = 1
@@ -30,7 +31,7 @@ def verdict(run: BenchRun) -> list[str]:
     if not run.settings:
         return ["Nothing was timed."]
     by_outcome: dict[str, list[Setting]] = {"wins": [], "loses": [], "even": []}
-    for setting in sorted(run.settings, key=lambda each: -each.times_faster):
+    for setting in sorted(run.settings, key=lambda each: -each.speedup):
         by_outcome[setting.outcome].append(setting)
     wins, loses, even = by_outcome["wins"], by_outcome["loses"][::-1], by_outcome["even"]
     lines = []
@@ -38,8 +39,8 @@ def verdict(run: BenchRun) -> list[str]:
         best = wins[0]
         lines.append(
             f"STC wins at {len(wins)} of {len(run.settings)} settings on this machine; most at "
-            f"{_name(best)}: {best.saved:.0%} of ViT time saved, {best.times_faster:.2f} times as "
-            f"fast as dense ({best.dense_side}), {best.percent_of_cap:.0f}% of what the "
+            f"{_name(best)}: {best.saved:.0%} of ViT time saved, {best.speedup:.2f} times as "
+            f"fast as dense ({best.dense_variant}), {best.percent_of_max:.0f}% of what the "
             "arithmetic allows."
         )
     else:
@@ -55,7 +56,7 @@ def verdict(run: BenchRun) -> list[str]:
 
 def dense_table(run: BenchRun) -> Table:
     """Return the dense sides and STC's refreshes, milliseconds a frame, median and least."""
-    sides = list(dict.fromkeys(dense.side for dense in run.dense))
+    sides = list(dict.fromkeys(dense.variant for dense in run.dense))
     headings = ["streams", *sides, "a refresh with STC"]
     table = _table("dense, ms a frame: median (least)", headings)
     for streams in run.rounds:
@@ -86,7 +87,6 @@ def settings_tables(run: BenchRun) -> list[Table]:
             if before not in (None, setting.streams):
                 table.add_section()
             before = setting.streams
-            style = {"wins": "green", "loses": "bold red", "even": "yellow"}[setting.outcome]
             table.add_row(
                 str(setting.streams),
                 str(setting.refresh_interval),
@@ -94,12 +94,30 @@ def settings_tables(run: BenchRun) -> list[Table]:
                 _timing(setting.selective),
                 _timing(setting.cycle),
                 _ms(setting.worst_batch_ms),
-                f"{setting.times_faster:.2f}",
-                f"{setting.percent_of_cap:.0f}%",
-                Text(setting.outcome, style=style),
+                f"{setting.speedup:.2f}",
+                f"{setting.percent_of_max:.0f}%",
+                _outcome(setting),
             )
         tables.append(table)
     return tables
+
+
+def methods_table(run: BenchRun) -> Table:
+    """Return every other method, held against the fastest dense variant without a graph."""
+    headings = ["streams", "method", "computed", "cycle", "× dense", "cosine", ""]
+    table = _table("other methods, ms a frame: median (least)", headings)
+    cosines = {each.method: _mean_cosine(each.fidelity) for each in run.method_fidelity}
+    for timing in run.methods:
+        table.add_row(
+            str(timing.streams),
+            Text(printable(timing.method)),
+            f"{timing.computed:.0%}",
+            _timing(timing.cycle),
+            f"{timing.speedup:.2f}",
+            cosines.get(timing.method, "—"),
+            _outcome(timing),
+        )
+    return table
 
 
 def fidelity_table(run: BenchRun) -> Table:
@@ -128,10 +146,16 @@ def legend(run: BenchRun) -> list[str]:
         f"× dense: the fastest dense side over the cycle, median of rounds ({rounds} "
         f"stream{'s' if len(run.rounds) > 1 or 1 not in run.rounds else ''}). of cap: of what the "
         "arithmetic allows, e.g. "
-        f"{first.cap:.2f} × at N={first.refresh_interval}, r={first.update_ratio:g} (a selective "
-        f"frame: {first.selective_cap:.2f} ×).",
+        f"{first.max_speedup:.2f} × at N={first.refresh_interval}, r={first.update_ratio:g} "
+        f"(a selective frame: {first.selective_max_speedup:.2f} ×).",
     ]
-    notes = dict.fromkeys(f"dense {each.side}: {each.note}" for each in run.dense if each.note)
+    notes = dict.fromkeys(f"dense {each.variant}: {each.note}" for each in run.dense if each.note)
+    if run.methods:
+        lines.append(
+            "other methods: a cycle is what repeats; × dense: the fastest of dense eager and "
+            "compiled, without a CUDA graph as they are. computed: share of the tokens. cosine: of "
+            "features to dense, mean over frames."
+        )
     return lines + [f"not timed: {note}" for note in notes]
 
 
@@ -159,20 +183,41 @@ def bench_document(run: BenchRun) -> dict[str, Any]:
         "implementation": stc_kernels.implementation("select_dynamic", tower.device),
         "rounds": [{"streams": streams, "rounds": n} for streams, n in run.rounds.items()],
         "dense": [
-            {**asdict(dense), "timing": dense.timing and _least(dense.timing)}
+            {
+                "streams": dense.streams,
+                "side": dense.variant,
+                "timing": dense.timing and _least(dense.timing),
+                "note": dense.note,
+            }
             for dense in run.dense
         ],
         "settings": [
             {
-                **asdict(setting),
+                **_compared(setting),
+                "update_ratio": setting.update_ratio,
+                "refresh_interval": setting.refresh_interval,
+                "graph": setting.graph,
                 "selective": _least(setting.selective),
                 "refresh": _least(setting.refresh),
-                "cycle": _least(setting.cycle),
-                "saved": setting.saved,
-                "percent_of_cap": setting.percent_of_cap,
-                "outcome": setting.outcome,
+                "worst_batch_ms": setting.worst_batch_ms,
+                "cap": setting.max_speedup,
+                "percent_of_cap": setting.percent_of_max,
+                "selective_times_faster": setting.selective_speedup,
+                "selective_cap": setting.selective_max_speedup,
             }
             for setting in run.settings
+        ],
+        "methods": [
+            {
+                **_compared(timing),
+                "method": timing.method,
+                "refresh_interval": timing.refresh_interval,
+                "computed": timing.computed,
+            }
+            for timing in run.methods
+        ],
+        "method_fidelity": [
+            {"method": each.method, **asdict(each.fidelity)} for each in run.method_fidelity
         ],
         "fidelity": [
             {"update_ratio": each.update_ratio, **asdict(each.fidelity)} for each in run.fidelity
@@ -195,8 +240,35 @@ def _table(title: str, headings: Sequence[str]) -> Table:
     return table
 
 
+def _compared(result: Compared) -> dict[str, Any]:
+    # The names that documents have had from the first on.
+    return {
+        "streams": result.streams,
+        "cycle": _least(result.cycle),
+        "dense_side": result.dense_variant,
+        "times_faster": result.speedup,
+        "times_faster_min": result.speedup_min,
+        "saved": result.saved,
+        "outcome": result.outcome,
+    }
+
+
 def _least(timing: Timing) -> dict[str, float]:
     return {"median": timing.median, "min": timing.best}
+
+
+def _outcome(result: Compared) -> Text:
+    style = {"wins": "green", "loses": "bold red", "even": "yellow"}[result.outcome]
+    return Text(result.outcome, style=style)
+
+
+def _mean_cosine(fidelity: Fidelity) -> str:
+    """Return the features' cosine to dense, mean over the frames of all ages."""
+    pairs = list(zip(fidelity.features, fidelity.frames, strict=True))
+    if any(cosine is None for cosine, _ in pairs):
+        return "not a number"
+    total = sum(cosine * frames for cosine, frames in pairs if cosine is not None)
+    return f"{total / sum(fidelity.frames):.4f}"
 
 
 def _timing(timing: Timing) -> str:

@@ -63,7 +63,7 @@ def _draw(axes: Axes, run: BenchRun) -> None:
         dense = [each for each in run.dense if each.streams == streams and each.timing]
         best = min(dense, key=lambda each: each.timing.median if each.timing else 0.0)
         if best.timing:
-            label = f"dense ({best.side}), {words}"
+            label = f"dense ({best.variant}), {words}"
             axes.axhline(best.timing.median, color=colour, linestyle=(0, (5, 3)), label=label)
     axes.set_xlabel("update ratio r: share of a selective frame's tokens that is recomputed")
     axes.set_ylabel("ms a frame, median (shade: to the least)")

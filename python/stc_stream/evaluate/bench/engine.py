@@ -1,28 +1,45 @@
-"""Runs all sides of a benchmark in turns, after seeing that what they compute is right."""
+"""Runs all variants of a benchmark in turns, after seeing that what they compute is right."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import cycle
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from stc_stream.cacher import CacherConfig
 from stc_stream.evaluate.bench.plan import BenchConfig, rounds_that_fit, turn
-from stc_stream.evaluate.bench.results import BenchRun, Dense, RatioFidelity, Setting
+from stc_stream.evaluate.bench.results import BenchRun, MethodFidelity, RatioFidelity
+from stc_stream.evaluate.bench.trial import (
+    COMPILED,
+    COMPILED_GRAPH,
+    EAGER,
+    GRAPH,
+    Call,
+    Trial,
+    cacher_variant,
+)
 from stc_stream.evaluate.cost import CostModel
-from stc_stream.evaluate.fidelity import FidelityTally, cosines, watch_layers
-from stc_stream.evaluate.timing import Timing, Turns, Variant, WallClock, median_ratio
-from stc_stream.evaluate.variants import Dense as DenseRun
-from stc_stream.evaluate.variants import Inputs, Ours, compiled, eager, graphed, quiet, shared_copy
+from stc_stream.evaluate.frames import FrameComparison, MethodTower
+from stc_stream.evaluate.method import Method
+from stc_stream.evaluate.timing import Turns, Variant, WallClock
+from stc_stream.evaluate.variants import (
+    Dense,
+    Inputs,
+    ScheduledCacher,
+    compiled,
+    eager,
+    graphed,
+    quiet,
+    shared_copy,
+)
 from stc_stream.towers import read_tower
 from stc_stream.towers.load import VisionModel
 from stc_stream.video.sample import Clip
 
-EAGER, COMPILED, GRAPH = "eager", "compiled", "in a CUDA graph"
-COMPILED_GRAPH = "compiled, in a CUDA graph"
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """How far outputs may be apart, relative to the dense one's norm."""
 
@@ -31,7 +48,7 @@ _NO_GPU = "needs a CUDA GPU, which the tower is not on"
 
 
 class WrongResult(Exception):
-    """A side does not compute what the tower does, so that its time would mean nothing."""
+    """A variant does not compute what the tower does, so that its time would mean nothing."""
 
 
 class Progress(Protocol):
@@ -47,35 +64,6 @@ class Progress(Protocol):
         """All is timed: what follows only sums it up."""
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """What a timed side runs: the dense tower, or ours with so many refreshes."""
-
-    side: str
-    ratio: float = 0.0
-    refreshes: int = 0
-
-
-@dataclass(eq=False)
-class _Bout:
-    """All sides at one stream count, and their turns once they are timed."""
-
-    streams: int
-    calls: dict[_Batch, Variant] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
-    turns: Turns[_Batch] | None = None
-
-    @property
-    def rounds(self) -> int:
-        return 0 if self.turns is None else self.turns.rounds
-
-    @property
-    def seconds(self) -> dict[_Batch, list[float]]:
-        if self.turns is None:
-            return {}
-        return {batch: self.turns.seconds(batch) for batch in self.calls}
-
-
 class TowerBench:
     """A tower dense and with a Cacher, timed on the same frames in one process.
 
@@ -86,9 +74,10 @@ class TowerBench:
         whole_layers: layers of the whole tower, where `tower` has only the first; None: it is
             whole.
         progress: told how it gets on; None: nobody is.
+        methods: what else to time, each over its whole cycle.
 
     Raises:
-        TypeError: a tower that a Cacher cannot be attached to.
+        TypeError: a tower that a Cacher or a method cannot be attached to.
     """
 
     def __init__(
@@ -98,6 +87,7 @@ class TowerBench:
         clip: Clip,
         whole_layers: int | None = None,
         progress: Progress | None = None,
+        methods: Sequence[Method] = (),
     ) -> None:
         self._tower = tower
         self._config = config
@@ -107,10 +97,11 @@ class TowerBench:
         self._gpu = _on_gpu(tower)
         self._read = read_tower(tower.module)
         self._cost = CostModel.of(self._read, tower.tokens + tower.prefix_tokens)
+        self._methods = tuple(methods)
         self._eager = eager(tower.module)
         self._compiled = shared_copy(tower.module) if config.compile else None
-        self._ours = [
-            Ours(tower, ratio, graph)
+        self._cachers = [
+            ScheduledCacher(tower, ratio, graph)
             for graph in ((False, True) if self._gpu else (False,))
             for ratio in config.update_ratios
         ]
@@ -125,60 +116,71 @@ class TowerBench:
             WrongResult: a refresh, or `update_ratio=1`, does not give what the dense tower does.
             KeyboardInterrupt: Ctrl-C before the first round had ended.
         """
-        bouts: list[_Bout] = []
+        trials: list[Trial] = []
         fidelity: tuple[RatioFidelity, ...] = ()
+        method_fidelity: tuple[MethodFidelity, ...] = ()
         complete = False
         try:
             self._check_ratio_one()
             for streams in self._config.streams:
-                bouts.append(bout := _Bout(streams))
-                self._prepare(bout)
-                self._time(bout)
-            fidelity = self._fidelity()
+                trials.append(trial := Trial(streams))
+                with ExitStack() as towers:
+                    self._prepare(trial)
+                    for method in self._methods:
+                        self._prepare_method(trial, method, towers)
+                    self._time(trial)
+            fidelity, method_fidelity = self._fidelity()
             complete = True
             self._progress.end()
         except KeyboardInterrupt:
-            if not any(bout.rounds for bout in bouts):
+            if not any(trial.rounds for trial in trials):
                 raise
-        timed = [bout for bout in bouts if bout.rounds]
+        timed = [trial for trial in trials if trial.rounds]
         return BenchRun(
             tower=self._tower,
             whole_layers=self._whole_layers,
             config=self._config,
             clip=self._clip.name,
-            rounds={bout.streams: bout.rounds for bout in timed},
-            dense=tuple(dense for bout in timed for dense in _dense_of(bout)),
-            settings=tuple(setting for bout in timed for setting in self._settings(bout)),
+            rounds={trial.streams: trial.rounds for trial in timed},
+            dense=tuple(dense for trial in timed for dense in trial.dense()),
+            settings=tuple(
+                trial.setting(cacher, interval, self._config, self._cost)
+                for trial in timed
+                for cacher in self._cachers
+                for interval in self._config.refresh_intervals
+            ),
             fidelity=fidelity,
             complete=complete,
+            methods=tuple(method for trial in timed for method in trial.methods()),
+            method_fidelity=method_fidelity,
         )
 
     def _check_ratio_one(self) -> None:
         self._progress.begin("checking that update_ratio 1 is the dense tower", None)
-        ours = Ours(self._tower, 1.0)
+        ours = ScheduledCacher(self._tower, 1.0)
         for number in range(2):
             inputs = self._tower.batch(self._clip.images[number : number + 1])
             found = ours.run(inputs, 1, frozenset())
             self._require_same(f"update_ratio=1, frame {number}", found, self._eager(inputs))
 
-    def _prepare(self, bout: _Bout) -> None:
-        """Make every side ready to be timed, each once it is known to be right."""
-        streams = bout.streams
+    def _prepare(self, trial: Trial) -> None:
+        """Make every variant ready to be timed, each once it is known to be right."""
+        streams = trial.streams
         self._progress.begin(f"warming up {_count(streams, 'stream')}", None)
         references, inputs = (self._frames(streams, age) for age in (0, 1))
         expected = self._eager(inputs)
-        bout.calls[_Batch(EAGER)] = lambda: self._eager(inputs)
-        fast = self._prepare_compiled(bout, inputs, expected)
+        trial.calls[Call(EAGER)] = lambda: self._eager(inputs)
+        fast = self._prepare_compiled(trial, inputs, expected)
         if self._gpu:
-            self._prepare_graph(bout, GRAPH, self._eager, inputs, expected)
+            self._prepare_graph(trial, GRAPH, self._eager, inputs, expected)
             if fast is not None:
-                self._prepare_graph(bout, COMPILED_GRAPH, fast, inputs, expected)
+                self._prepare_graph(trial, COMPILED_GRAPH, fast, inputs, expected)
         else:
-            bout.notes[GRAPH] = _NO_GPU
+            trial.notes[GRAPH] = _NO_GPU
         everything, nothing = frozenset(range(streams)), frozenset[int]()
         whole = self._eager(references)
         outputs: dict[float, Tensor] = {}
-        for ours in self._ours:
+        for ours in self._cachers:
             ours.cacher.reset()
             found = ours.run(references, streams, everything)
             self._require_same(f"a refresh at {ours.update_ratio}", found, whole)
@@ -191,39 +193,65 @@ class TowerBench:
             for refreshes in self._config.mixes(streams):
                 # All refreshes cost the same at every ratio.
                 if refreshes < streams or ours.update_ratio == self._config.update_ratios[0]:
-                    batch = _Batch(_side(ours.graph), ours.update_ratio, refreshes)
-                    bout.calls[batch] = self._call(ours, inputs, streams, refreshes)
+                    batch = Call(cacher_variant(ours.graph), ours.update_ratio, refreshes)
+                    trial.calls[batch] = self._call(ours, inputs, streams, refreshes)
 
-    def _prepare_compiled(self, bout: _Bout, inputs: Inputs, expected: Tensor) -> DenseRun | None:
+    def _prepare_compiled(self, trial: Trial, inputs: Inputs, expected: Tensor) -> Dense | None:
         if self._compiled is None:
-            bout.notes[COMPILED] = "left out"
+            trial.notes[COMPILED] = "left out"
             return None
-        self._progress.begin(f"compiling the dense tower, {_count(bout.streams, 'stream')}", None)
+        self._progress.begin(f"compiling the dense tower, {_count(trial.streams, 'stream')}", None)
         run = compiled(self._compiled)
         try:
             with quiet():
                 found = run(inputs)
             self._require_same("the compiled tower", found, expected)
         except Exception as error:
-            # Whatever a compiler stumbles over, the other sides can still be timed.
-            bout.notes[COMPILED] = _one_line(error)
+            # Whatever a compiler stumbles over, the other variants can still be timed.
+            trial.notes[COMPILED] = _one_line(error)
             return None
-        bout.calls[_Batch(COMPILED)] = lambda: run(inputs)
+        trial.calls[Call(COMPILED)] = lambda: run(inputs)
         return run
 
     def _prepare_graph(
-        self, bout: _Bout, side: str, dense: DenseRun, inputs: Inputs, expected: Tensor
+        self, trial: Trial, variant: str, dense: Dense, inputs: Inputs, expected: Tensor
     ) -> None:
         try:
             run = graphed(dense, inputs)
-            self._require_same(f"the dense tower {side}", run(inputs), expected)
+            self._require_same(f"the dense tower {variant}", run(inputs), expected)
         except Exception as error:
             # A tower that waits for the GPU inside cannot be captured; each says so in its way.
-            bout.notes[side] = _one_line(error)
+            trial.notes[variant] = _one_line(error)
             return
-        bout.calls[_Batch(side)] = lambda: run(inputs)
+        trial.calls[Call(variant)] = lambda: run(inputs)
 
-    def _call(self, ours: Ours, inputs: Inputs, streams: int, refreshes: int) -> Variant:
+    def _prepare_method(self, trial: Trial, method: Method, towers: ExitStack) -> None:
+        """Run two cycles of a method, and see that frames it computes whole are dense."""
+        streams = range(trial.streams)
+        tower = towers.enter_context(MethodTower(self._tower, method))
+        batches = [self._frames(trial.streams, age) for age in range(method.refresh_interval)]
+        shares: list[float] = []
+        for _ in range(2):
+            for inputs in batches:
+                tokens, record = tower.recorded(inputs, streams)
+                found, dense = map(self._tower.patches_of, (tokens, self._eager(inputs)))
+                if found.shape != dense.shape or not found.isfinite().all():
+                    raise WrongResult(f"{method.name} gives no finite token for each patch")
+                whole = torch.tensor(record.whole, device=found.device)
+                if whole.any():
+                    what = f"a frame that {method.name} computes whole"
+                    self._require_same(what, found[whole], dense[whole])
+                shares += record.share
+        call = Call(method.name, batches=len(batches))
+        trial.computed[call] = sum(shares) / len(shares)
+
+        def run() -> None:
+            for inputs in batches:
+                tower.run(inputs, streams)
+
+        trial.calls[call] = run
+
+    def _call(self, ours: ScheduledCacher, inputs: Inputs, streams: int, refreshes: int) -> Variant:
         """Return what runs a batch with so many refreshes, each time of other streams."""
         turns = cycle(self._turns(streams, refreshes))
         return lambda: ours.run(inputs, streams, next(turns))
@@ -238,82 +266,38 @@ class TowerBench:
             if len(refreshed := turn(streams, interval, batch)) == refreshes
         ]
 
-    def _time(self, bout: _Bout) -> None:
-        words = _count(bout.streams, "stream")
-        self._progress.begin(f"trying all sides, {words}", len(bout.calls))
+    def _time(self, trial: Trial) -> None:
+        words = _count(trial.streams, "stream")
+        self._progress.begin(f"trying all variants, {words}", len(trial.calls))
         clock = WallClock(self._tower.device, shortest_interval=_SHORTEST)
         # A CUDA graph is captured at the second call.
         warm_up = 2 if self._gpu else 0
-        turns = bout.turns = Turns(bout.calls, clock, warm_up, self._progress.step)
+        turns = trial.turns = Turns(trial.calls, clock, warm_up, self._progress.step)
         rounds = rounds_that_fit(self._config, turns.round_seconds)
         self._progress.begin(f"timing {words}, {_count(rounds, 'round')}", rounds)
         for _ in range(rounds):
             turns.run_round()
             self._progress.step()
 
-    def _settings(self, bout: _Bout) -> list[Setting]:
-        return [
-            self._setting(bout, ours, interval)
-            for ours in self._ours
-            for interval in self._config.refresh_intervals
-        ]
-
-    def _setting(self, bout: _Bout, ours: Ours, interval: int) -> Setting:
-        streams, ratio, side = bout.streams, ours.update_ratio, _side(ours.graph)
-        seconds = bout.seconds
-
-        def of(refreshes: int) -> list[float]:
-            shared = self._config.update_ratios[0] if refreshes == streams else ratio
-            return seconds[_Batch(side, shared, refreshes)]
-
-        batches = self._config.refreshes(streams, interval)
-        cycles = [sum(times) / interval for times in zip(*map(of, batches), strict=True)]
-        dense_side, dense = _fastest(seconds)
-        selective = of(0)
-        return Setting(
-            streams=streams,
-            update_ratio=ratio,
-            refresh_interval=interval,
-            graph=ours.graph,
-            selective=_timing(selective, streams),
-            refresh=_timing(of(streams), streams),
-            cycle=replace(
-                _timing(cycles, streams),
-                best=1e3 * sum(min(of(count)) for count in batches) / interval / streams,
-            ),
-            worst_batch_ms=max(streams * _timing(of(count), streams).median for count in batches),
-            dense_side=dense_side,
-            times_faster=median_ratio(dense, cycles),
-            times_faster_min=min(dense) * interval / sum(min(of(count)) for count in batches),
-            cap=self._cost.max_speedup(ratio, interval),
-            selective_times_faster=median_ratio(dense, selective),
-            selective_cap=self._cost.max_speedup(ratio),
-        )
-
-    def _fidelity(self) -> tuple[RatioFidelity, ...]:
-        """Run the clip's first frames through every ratio, with the longest interval."""
+    def _fidelity(self) -> tuple[tuple[RatioFidelity, ...], tuple[MethodFidelity, ...]]:
+        """Run the clip's first frames at every ratio, with the longest interval, and by methods."""
         interval = self._config.refresh_intervals[-1]
         images = self._clip.images[: 2 * interval]
         self._progress.begin("how close to dense", len(images))
-        ours = [each for each in self._ours if not each.graph]
-        tallies = {each.update_ratio: FidelityTally() for each in ours}
-        for each in ours:
-            each.cacher.reset()
-        for number, image in enumerate(images):
-            inputs, age = self._tower.batch([image]), number % interval
-            refreshed = frozenset({0} if age == 0 else ())
-            with watch_layers(self._read) as layers:
-                tokens = self._eager(inputs)
-                dense = [self._tower.patches_of(each) for each in (*layers.take(), tokens)]
-            for each in ours:
-                with watch_layers(each.cacher.tower) as layers:
-                    tokens = each.run(inputs, 1, refreshed)
-                    outputs = (*layers.take(), tokens)
-                found = cosines([self._tower.patches_of(x) for x in outputs], dense)
-                tallies[each.update_ratio].add(age, found[:-1], found[-1])
-            self._progress.step()
-        results = {ratio: tally.result() for ratio, tally in tallies.items()}
-        return tuple(RatioFidelity(ratio, f) for ratio, f in results.items() if f is not None)
+        ratios = self._config.update_ratios
+        cachers = [Method("stc", CacherConfig.paper(ratio, interval)) for ratio in ratios]
+        methods = [*cachers, *self._methods]
+        with FrameComparison(self._tower, methods, layers=True) as frames:
+            for image in images:
+                frames.step(self._tower.batch([image]))
+                self._progress.step()
+            found = frames.fidelity
+        by_ratio = zip(ratios, found[: len(ratios)], strict=True)
+        by_method = zip(self._methods, found[len(ratios) :], strict=True)
+        return (
+            tuple(RatioFidelity(ratio, each) for ratio, each in by_ratio if each is not None),
+            tuple(MethodFidelity(m.name, each) for m, each in by_method if each is not None),
+        )
 
     def _frames(self, streams: int, age: int) -> Inputs:
         """Return a frame of each stream: streams look at other parts of the clip."""
@@ -341,33 +325,8 @@ class _Silence:
         pass
 
 
-def _dense_of(bout: _Bout) -> list[Dense]:
-    found = []
-    for side in (EAGER, COMPILED, GRAPH, COMPILED_GRAPH):
-        times = bout.seconds.get(_Batch(side), [])
-        if times:
-            found.append(Dense(bout.streams, side, _timing(times, bout.streams)))
-        elif side in bout.notes:
-            found.append(Dense(bout.streams, side, None, bout.notes[side]))
-    return found
-
-
-def _fastest(seconds: Mapping[_Batch, list[float]]) -> tuple[str, list[float]]:
-    sides = {batch.side: times for batch, times in seconds.items() if not batch.ratio}
-    best = min(sides, key=lambda side: Timing.of(sides[side]).median)
-    return best, sides[best]
-
-
 def _on_gpu(tower: VisionModel) -> bool:
     return tower.device.type == "cuda"
-
-
-def _side(graph: bool) -> str:
-    return "ours in a CUDA graph" if graph else "ours"
-
-
-def _timing(seconds: Sequence[float], streams: int) -> Timing:
-    return Timing.of([1e3 * each / streams for each in seconds])
 
 
 def _count(number: int, thing: str) -> str:

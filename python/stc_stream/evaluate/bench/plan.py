@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from stc_stream.cacher import CacherConfig
 from stc_stream.evaluate.cost import CostModel
+from stc_stream.evaluate.method import Method
 from stc_stream.evaluate.timing import WallClock, timed
 from stc_stream.towers import read_tower
 from stc_stream.towers.load import VisionModel
@@ -29,7 +31,7 @@ class BenchConfig:
         update_ratios: shares of a selective frame's tokens that are recomputed, each in (0, 1].
         refresh_intervals: frames from one refresh to the next, each at least 2.
         streams: frames a batch, one of each stream, each at least 1.
-        rounds: how often every side is timed; None: as often as fits.
+        rounds: how often every variant is timed; None: as often as fits.
         compile: whether the dense tower is also timed under `torch.compile`.
     """
 
@@ -69,11 +71,15 @@ class BenchConfig:
             counts.update(self.refreshes(streams, interval))
         return tuple(sorted(counts))
 
-    def frames_a_round(self, cost: CostModel, dense_sides: int) -> float:
+    def frames_a_round(
+        self, cost: CostModel, dense_variants: int, methods: Sequence[Method] = ()
+    ) -> float:
         """Return how many dense frames a round of all stream counts costs."""
         total = 0.0
         for streams in self.streams:
-            total += streams * (dense_sides + 1)
+            total += streams * (dense_variants + 1)
+            # At most: a method's cycle as if it were dense.
+            total += streams * sum(method.refresh_interval for method in methods)
             for ratio in self.update_ratios:
                 share = cost.selective_share(ratio)
                 mixes = [count for count in self.mixes(streams) if count < streams]
@@ -104,7 +110,13 @@ def first_layers(tower: VisionModel, layers: int) -> VisionModel:
     return VisionModel(**{**vars(tower), "layers": layers})
 
 
-def fitting_layers(probe: VisionModel, layers: int, config: BenchConfig, clip: Clip) -> int:
+def fitting_layers(
+    probe: VisionModel,
+    layers: int,
+    config: BenchConfig,
+    clip: Clip,
+    methods: Sequence[Method] = (),
+) -> int:
     """Return how many layers of a tower can be timed in the time that a default run has.
 
     Args:
@@ -112,12 +124,13 @@ def fitting_layers(probe: VisionModel, layers: int, config: BenchConfig, clip: C
         layers: how many the whole tower has.
         config: what is to be timed.
         clip: frames.
+        methods: what else is to be timed.
     """
     read = read_tower(probe.module)
     cost = CostModel.of(read, probe.tokens + probe.prefix_tokens)
-    rounds = config.frames_a_round(cost, 1 + config.compile)
+    rounds = config.frames_a_round(cost, 1 + config.compile, methods)
     seconds = _frame_seconds(probe, clip) * layers / probe.layers
-    # One more round warms all sides up.
+    # One more round warms all variants up.
     needed = seconds * rounds * (FEWEST_ROUNDS + 1)
     return layers if needed <= SECONDS else max(1, math.floor(layers * SECONDS / needed))
 

@@ -16,71 +16,94 @@ class Dense:
 
     Attributes:
         streams: how many.
-        side: "eager", "compiled", "in a CUDA graph" or "compiled, in a CUDA graph".
+        variant: "eager", "compiled", "in a CUDA graph" or "compiled, in a CUDA graph".
         timing: milliseconds a frame, a batch's time divided by its frames; None where it could not
             be timed.
         note: why it could not; empty where it was.
     """
 
     streams: int
-    side: str
+    variant: str
     timing: Timing | None
     note: str = ""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """The tower with a Cacher, at one setting.
+class Compared:
+    """A cycle of batches against the fastest dense variant at as many streams.
 
     Attributes:
         streams: frames a batch, one of each stream.
+        cycle: milliseconds a frame, over the batches after which what is computed repeats.
+        dense_variant: the dense variant that it is held against.
+        speedup: dense time over the cycle's, median of the rounds' own ratios.
+        speedup_min: the same of the least times.
+    """
+
+    streams: int
+    cycle: Timing
+    dense_variant: str
+    speedup: float
+    speedup_min: float
+
+    @property
+    def saved(self) -> float:
+        """Share of dense time saved over a cycle; negative when it lost."""
+        return 1 - 1 / self.speedup
+
+    @property
+    def outcome(self) -> str:
+        """ "wins" or "loses" where medians and minima agree, else "even"."""
+        if self.speedup > 1 and self.speedup_min > 1:
+            return "wins"
+        if self.speedup < 1 and self.speedup_min < 1:
+            return "loses"
+        return "even"
+
+
+@dataclass(frozen=True)
+class Setting(Compared):
+    """The tower with a Cacher, at one setting; every stream is refreshed once a cycle, in turn.
+
+    Attributes:
         update_ratio, refresh_interval: as in `CacherConfig`.
         graph: whether it ran in a CUDA graph.
         selective: milliseconds a frame of a batch without a refresh.
         refresh: of a batch of refreshes only.
-        cycle: over `refresh_interval` batches, every stream refreshed once, in turn; its best is
-            made of the batches' own.
         worst_batch_ms: the slowest batch of the cycle, milliseconds the whole batch, median.
-        dense_side: the fastest dense side at so many streams, which it is held against.
-        times_faster: dense time over the cycle's, median of the rounds' own ratios.
-        times_faster_min: the same of the least times.
-        cap: what the arithmetic allows `times_faster` to be.
-        selective_times_faster, selective_cap: the same of a selective batch.
+        max_speedup: what the arithmetic allows `speedup` to be.
+        selective_speedup, selective_max_speedup: the same of a selective batch.
     """
 
-    streams: int
     update_ratio: float
     refresh_interval: int
     graph: bool
     selective: Timing
     refresh: Timing
-    cycle: Timing
     worst_batch_ms: float
-    dense_side: str
-    times_faster: float
-    times_faster_min: float
-    cap: float
-    selective_times_faster: float
-    selective_cap: float
+    max_speedup: float
+    selective_speedup: float
+    selective_max_speedup: float
 
     @property
-    def saved(self) -> float:
-        """Share of dense time saved over a cycle; negative when it lost."""
-        return 1 - 1 / self.times_faster
-
-    @property
-    def percent_of_cap(self) -> float:
+    def percent_of_max(self) -> float:
         """How much of what the arithmetic allows was reached, in percent."""
-        return 100 * self.times_faster / self.cap
+        return 100 * self.speedup / self.max_speedup
 
-    @property
-    def outcome(self) -> str:
-        """ "wins" or "loses" where medians and minima agree, else "even"."""
-        if self.times_faster > 1 and self.times_faster_min > 1:
-            return "wins"
-        if self.times_faster < 1 and self.times_faster_min < 1:
-            return "loses"
-        return "even"
+
+@dataclass(frozen=True)
+class MethodTiming(Compared):
+    """The tower run by another method; the dense variants beside it are those without a graph.
+
+    Attributes:
+        method: its name, with its settings.
+        refresh_interval: batches of a cycle.
+        computed: share of the tokens that were computed, mean over layers and the cycle's frames.
+    """
+
+    method: str
+    refresh_interval: int
+    computed: float
 
 
 @dataclass(frozen=True)
@@ -88,6 +111,14 @@ class RatioFidelity:
     """How close the tower stays to dense at one `update_ratio`."""
 
     update_ratio: float
+    fidelity: Fidelity
+
+
+@dataclass(frozen=True)
+class MethodFidelity:
+    """How close the tower stays to dense by another method."""
+
+    method: str
     fidelity: Fidelity
 
 
@@ -101,10 +132,12 @@ class BenchRun:
         config: what was to be timed.
         clip: what its frames were.
         rounds: for each stream count, how many rounds were timed.
-        dense: every dense side at every stream count.
+        dense: every dense variant at every stream count.
         settings: every setting; those in a CUDA graph come after those without.
         fidelity: by update ratio; empty when stopped before.
         complete: False when it was stopped.
+        methods: every other method at every stream count.
+        method_fidelity: by method; empty when stopped before.
     """
 
     tower: VisionModel
@@ -116,3 +149,5 @@ class BenchRun:
     settings: tuple[Setting, ...]
     fidelity: tuple[RatioFidelity, ...]
     complete: bool
+    methods: tuple[MethodTiming, ...] = ()
+    method_fidelity: tuple[MethodFidelity, ...] = ()
