@@ -29,6 +29,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from stc_stream.cacher import CacherConfig, attach_cacher
 from stc_stream.cacher.schedule import Streams
+from stc_stream.evaluate.fidelity import token_cosines
 from stc_stream.evaluate.timing import WallClock
 from stc_stream.evaluate.variants import shared_copy
 from stc_stream.report.document import machine
@@ -155,7 +156,7 @@ def measure(
     for threshold in (None, *thresholds):
         with attach_cacher(module, CacherConfig(refresh_on_change=threshold)) as cacher:
             cosines = [
-                float(F.cosine_similarity(module(frame[None]).last_hidden_state, whole, -1).mean())
+                float(token_cosines(module(frame[None]).last_hidden_state, whole).mean())
                 for frame, whole in zip(frames, dense, strict=True)
             ]
             refreshes = cacher.stats.refreshes

@@ -25,6 +25,7 @@ from benchmarks.accuracy.loop import StateError, restore
 from benchmarks.accuracy.model import TOKENS, build_model, llm_weights, tower_weights
 from benchmarks.accuracy.tower import Heads
 from stc_stream import CacherConfig, attach_cacher
+from stc_stream.evaluate.fidelity import token_cosines
 from stc_stream.evaluate.scenes import TASKS, Clip, make_clip
 
 TOGETHER = 10
@@ -72,7 +73,7 @@ def main() -> int:
     for name, config in configs.items():
         cached = cached_tokens(model, clips, config)
         rows[name] = right_answers(model, clips, cached)
-        close = torch.cosine_similarity(torch.cat(dense), torch.cat(cached), dim=-1).mean(-1)
+        close = token_cosines(torch.cat(cached), torch.cat(dense)).mean(-1)
         closeness[name] = {"mean": float(close.mean()), "worst frame": float(close.min())}
     counted = count(clips, rows)
     for file, (steps, minutes) in stages.items():
