@@ -104,7 +104,7 @@ class PatchedTower:
         self._patched.append(module)
 
     def names(self, frames: int) -> tuple[Hashable, ...]:
-        """Return the stream of each of so many frames.
+        """Return the stream of each frame of a batch of `frames`.
 
         Raises:
             ValueError: another number of names was given.

@@ -130,7 +130,7 @@ def build_tower(
 
     Args:
         name: one of `MODEL_SIZES`.
-        layers: build only so many of its layers; None: all.
+        layers: how many of its first layers to build; None: all.
         device, dtype: as in `load_tower`.
 
     Raises:

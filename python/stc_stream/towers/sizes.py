@@ -59,7 +59,7 @@ class TowerSizes:
         return (self.image_size // self.patch) ** 2 + self.prefix_tokens
 
     def make(self, layers: int) -> nn.Module:
-        """Build the tower with so many layers; its weights are drawn from torch's generator."""
+        """Build the tower with `layers` layers; its weights are drawn from torch's generator."""
         return ARCHITECTURES[self.architecture](self, layers)
 
     def build(self, layers: int | None = None) -> nn.Module:
@@ -132,7 +132,7 @@ def _qwen2_vl(sizes: TowerSizes, layers: int) -> nn.Module:
 ARCHITECTURES: Mapping[str, Callable[[TowerSizes, int], nn.Module]] = MappingProxyType(
     {"SigLIP": _siglip, "CLIP": _clip, "Qwen2-VL": _qwen2_vl}
 )
-"""What builds a tower of some sizes with so many layers, by architecture."""
+"""What builds a tower of some sizes with a number of layers, by architecture."""
 
 MODEL_SIZES: Mapping[str, TowerSizes] = MappingProxyType(
     {

@@ -26,7 +26,7 @@ def sample_clip(frames: int | None = None) -> Clip:
     """Return the sample clip, or a synthetic one where PyAV is not installed.
 
     Args:
-        frames: at most so many; None: all.
+        frames: how many at most; None: all.
     """
     if importlib.util.find_spec("av") is None:
         return synthetic_clip(frames or _SYNTHETIC_FRAMES)

@@ -55,7 +55,7 @@ class Progress(Protocol):
     """Is told how a benchmark gets on."""
 
     def begin(self, words: str, steps: int | None) -> None:
-        """A part begins, of so many steps; None: nobody knows."""
+        """A part begins; `steps` is how many it has, None where nobody knows."""
 
     def step(self) -> None:
         """A step of the part is done."""
@@ -108,7 +108,7 @@ class TowerBench:
 
     @torch.no_grad()
     def run(self) -> BenchRun:
-        """Check, time, and see how close ours stays to dense.
+        """Check, time, and see how close a Cacher and the methods stay.
 
         Ctrl-C ends it early: what was timed until then is returned.
 
@@ -157,10 +157,10 @@ class TowerBench:
 
     def _check_ratio_one(self) -> None:
         self._progress.begin("checking that update_ratio 1 is the dense tower", None)
-        ours = ScheduledCacher(self._tower, 1.0)
+        cacher = ScheduledCacher(self._tower, 1.0)
         for number in range(2):
             inputs = self._tower.batch(self._clip.images[number : number + 1])
-            found = ours.run(inputs, 1, frozenset())
+            found = cacher.run(inputs, 1, frozenset())
             self._require_same(f"update_ratio=1, frame {number}", found, self._eager(inputs))
 
     def _prepare(self, trial: Trial) -> None:
@@ -180,21 +180,21 @@ class TowerBench:
         everything, nothing = frozenset(range(streams)), frozenset[int]()
         whole = self._eager(references)
         outputs: dict[float, Tensor] = {}
-        for ours in self._cachers:
-            ours.cacher.reset()
-            found = ours.run(references, streams, everything)
-            self._require_same(f"a refresh at {ours.update_ratio}", found, whole)
-            found = ours.run(inputs, streams, nothing)
-            expected = outputs.setdefault(ours.update_ratio, found)
-            if ours.graph:
+        for cacher in self._cachers:
+            cacher.cacher.reset()
+            found = cacher.run(references, streams, everything)
+            self._require_same(f"a refresh at {cacher.update_ratio}", found, whole)
+            found = cacher.run(inputs, streams, nothing)
+            expected = outputs.setdefault(cacher.update_ratio, found)
+            if cacher.graph:
                 for _ in range(3):
-                    found = ours.run(inputs, streams, nothing)
-                self._require_same(f"a CUDA graph at {ours.update_ratio}", found, expected)
+                    found = cacher.run(inputs, streams, nothing)
+                self._require_same(f"a CUDA graph at {cacher.update_ratio}", found, expected)
             for refreshes in self._config.mixes(streams):
                 # All refreshes cost the same at every ratio.
-                if refreshes < streams or ours.update_ratio == self._config.update_ratios[0]:
-                    batch = Call(cacher_variant(ours.graph), ours.update_ratio, refreshes)
-                    trial.calls[batch] = self._call(ours, inputs, streams, refreshes)
+                if refreshes < streams or cacher.update_ratio == self._config.update_ratios[0]:
+                    batch = Call(cacher_variant(cacher.graph), cacher.update_ratio, refreshes)
+                    trial.calls[batch] = self._call(cacher, inputs, streams, refreshes)
 
     def _prepare_compiled(self, trial: Trial, inputs: Inputs, expected: Tensor) -> Dense | None:
         if self._compiled is None:
@@ -251,10 +251,12 @@ class TowerBench:
 
         trial.calls[call] = run
 
-    def _call(self, ours: ScheduledCacher, inputs: Inputs, streams: int, refreshes: int) -> Variant:
-        """Return what runs a batch with so many refreshes, each time of other streams."""
+    def _call(
+        self, cacher: ScheduledCacher, inputs: Inputs, streams: int, refreshes: int
+    ) -> Variant:
+        """Return what runs a batch with `refreshes` refreshes, each time of other streams."""
         turns = cycle(self._turns(streams, refreshes))
-        return lambda: ours.run(inputs, streams, next(turns))
+        return lambda: cacher.run(inputs, streams, next(turns))
 
     def _turns(self, streams: int, refreshes: int) -> list[frozenset[int]]:
         if refreshes in (0, streams):

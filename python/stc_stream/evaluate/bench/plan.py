@@ -61,7 +61,7 @@ class BenchConfig:
             raise ValueError(f"rounds must be at least 1, but is {self.rounds}")
 
     def refreshes(self, streams: int, interval: int) -> tuple[int, ...]:
-        """Return how many of so many streams refresh in each batch of a cycle, staggered."""
+        """Return how many of `streams` streams refresh in each batch of a cycle, staggered."""
         return tuple(len(turn(streams, interval, batch)) for batch in range(interval))
 
     def mixes(self, streams: int) -> tuple[int, ...]:
@@ -136,7 +136,7 @@ def fitting_layers(
 
 
 def rounds_that_fit(config: BenchConfig, round_seconds: float) -> int:
-    """Return how many rounds of one stream count to time, of so many seconds each."""
+    """Return how many rounds of one stream count to time, each of `round_seconds`."""
     if config.rounds is not None:
         return config.rounds
     share = SECONDS / len(config.streams)

@@ -46,7 +46,7 @@ class TokenMerging:
 
 
 class MergingTower(PatchedTower):
-    """A tower that merges so many tokens in every layer.
+    """A tower that merges tokens in every layer.
 
     Args:
         model: a vision tower whose frames are not packed, or a model that holds exactly one.
@@ -115,16 +115,16 @@ class MergingTower(PatchedTower):
         count = min(self._merged, tokens // 2 - self.tower.prefix_tokens)
         if count < 1:
             return x
-        ours, theirs, kept = self._matching(metric.float(), count)
+        merging, into, kept = self._matching(metric.float(), count)
         sizes = self._sizes
         weighted = x * sizes[..., None].to(x.dtype)
-        weighted = weighted.scatter_add(1, _wide(theirs, x), weighted.gather(1, _wide(ours, x)))
-        sizes = sizes.scatter_add(1, theirs, sizes.gather(1, ours)).gather(1, kept)
+        weighted = weighted.scatter_add(1, _wide(into, x), weighted.gather(1, _wide(merging, x)))
+        sizes = sizes.scatter_add(1, into, sizes.gather(1, merging)).gather(1, kept)
         # Where each token of before is now: kept ones in order, merged ones with their match.
         order = torch.arange(kept.shape[1], device=x.device).expand(frames, -1)
         now = torch.zeros(frames, tokens, dtype=torch.int64, device=x.device)
         now.scatter_(1, kept, order)
-        now.scatter_(1, ours, now.gather(1, theirs))
+        now.scatter_(1, merging, now.gather(1, into))
         self._places = now.gather(1, self._places)
         self._sizes = sizes
         return weighted.gather(1, _wide(kept, x)) / sizes[..., None].to(x.dtype)
@@ -139,11 +139,11 @@ class MergingTower(PatchedTower):
         scores[:, :, : prefix // 2] = -math.inf
         best, match = scores.max(dim=-1)
         chosen = best.topk(count).indices
-        ours, theirs = 2 * chosen, 2 * match.gather(1, chosen) + 1
+        merging, into = 2 * chosen, 2 * match.gather(1, chosen) + 1
         goes = torch.zeros(metric.shape[:2], dtype=torch.int8, device=metric.device)
-        goes.scatter_(1, ours, 1)
+        goes.scatter_(1, merging, 1)
         kept = goes.argsort(dim=1, stable=True)[:, : metric.shape[1] - count]
-        return ours, theirs, kept
+        return merging, into, kept
 
 
 def _wide(index: Tensor, tokens: Tensor) -> Tensor:

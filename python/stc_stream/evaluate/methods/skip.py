@@ -20,7 +20,7 @@ class FrameSkipping:
     No paper: the simplest rival. What is skipped costs nothing, not even its patch embedding.
 
     Attributes:
-        refresh_interval: one of so many frames of a stream is computed, from the first on.
+        refresh_interval: frames of a stream from one that is computed to the next.
     """
 
     refresh_interval: int = 4
