@@ -28,9 +28,9 @@ from torch import Tensor
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from stc_stream.cacher import CacherConfig, attach_cacher
-from stc_stream.cacher.schedule import Streams
+from stc_stream.cacher.schedule import RefreshScheduler
 from stc_stream.evaluate.fidelity import token_cosines
-from stc_stream.evaluate.timing import WallClock
+from stc_stream.evaluate.timing import WallClock, timed
 from stc_stream.evaluate.variants import shared_copy
 from stc_stream.report.document import machine
 from stc_stream.report.versions import versions
@@ -185,7 +185,7 @@ def cost(geometry: str, rounds: int = 15, layers: int = 2) -> str:
             module(frames[:1])
         for number in range(rounds):
             for watches, (module, cacher) in cachers.items():
-                clock = _Clock(cacher.tower.layers, cacher._streams)
+                clock = _Clock(cacher.tower.layers, cacher._scheduler)
                 with clock:
                     module(frames[number % 4][None])
                 spent[watches].append(clock.planning)
@@ -201,27 +201,27 @@ def cost(geometry: str, rounds: int = 15, layers: int = 2) -> str:
 class _Clock:
     """Times the planning of a forward, and its last layer."""
 
-    def __init__(self, layers: Sequence[Any], streams: Streams) -> None:
+    def __init__(self, layers: Sequence[Any], scheduler: RefreshScheduler) -> None:
         self.planning = self.layer = 0.0
-        self._layer, self._streams = layers[-1].module, streams
+        self._layer, self._scheduler = layers[-1].module, scheduler
         self._clock = WallClock()
         self._started = 0.0
 
     def __enter__(self) -> None:
-        plan = self._streams.plan
+        plan = self._scheduler.plan
 
-        def timed(*given: Any) -> Any:
+        def timed_plan(*given: Any) -> Any:
             plans, self.planning = timed(lambda: plan(*given), self._clock)
             return plans
 
-        self._streams.plan = timed
+        self._scheduler.plan = timed_plan
         self._hooks = (
             self._layer.register_forward_pre_hook(self._start),
             self._layer.register_forward_hook(self._stop),
         )
 
     def __exit__(self, *error: object) -> None:
-        del self._streams.plan
+        del self._scheduler.plan
         for hook in self._hooks:
             hook.remove()
 

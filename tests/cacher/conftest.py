@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from stc_stream import CacherConfig, attach_cacher
@@ -130,3 +131,23 @@ class Repeats:
                 output.copy_(again)
 
         return replay, outputs
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a GPU would be waited for."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.count = 0
+        plain = torch.Tensor.tolist
+        monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: self._wait(plain, tensor))
+
+    def _wait(self, plain, tensor):
+        self.count += 1
+        return plain(tensor)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket
+        aten = torch.ops.aten
+        self.count += name in (aten._local_scalar_dense, aten.nonzero, aten.masked_select)
+        return function(*args, **(kwargs or {}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from cacher.conftest import Waits
 
 import stc_kernels
 from stc_stream import CacherConfig, attach_cacher
@@ -154,26 +154,6 @@ def test_the_default_computes_a_cut_whole(make_tower, make_clip, seed):
     # The fourth frame is the cut; the fifth is due.
     assert recording.layers[0].refreshed.nonzero().flatten().tolist() == [0, 3, 4]
     assert (cacher.stats.changes, cacher.stats.forbidden) == (1, 0)
-
-
-class Waits(TorchDispatchMode):
-    """Counts what a GPU would be waited for."""
-
-    def __init__(self, monkeypatch):
-        super().__init__()
-        self.count = 0
-        plain = torch.Tensor.tolist
-        monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: self._wait(plain, tensor))
-
-    def _wait(self, plain, tensor):
-        self.count += 1
-        return plain(tensor)
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket
-        aten = torch.ops.aten
-        self.count += name in (aten._local_scalar_dense, aten.nonzero, aten.masked_select)
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("sizes", [[1] * 6 + [6], [12], [5, 7]])

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from stc_stream import CacherConfig
+from stc_stream.cacher.frames import BatchFrames
+from stc_stream.cacher.plan import Rows
 from stc_stream.cacher.references import FrameKind, LayerShape, ReferencePool
-from stc_stream.cacher.schedule import Frames, Streams
+from stc_stream.cacher.schedule import RefreshScheduler
 
 SMALL = FrameKind(4, 8, None, torch.float32, torch.float32, torch.device("cpu"))
 LARGE = SMALL._replace(tokens=9)
@@ -21,11 +23,11 @@ SLOT = 3 * 8 * 4
 
 def make_streams(**settings):
     config = CacherConfig(**{"refresh_on_change": None, **settings})
-    return Streams(config, lambda kind: ReferencePool(kind, [LayerShape(8, 8)]))
+    return RefreshScheduler(config, lambda kind: ReferencePool(kind, [LayerShape(8, 8)]))
 
 
 def run(streams, names, kinds=None, finite=None, pictures=None):
-    """Plan and commit a batch; return for each row "whole", or the row or slot it reads.
+    """Plan and commit a batch; return for each row "refresh", or the frame or entry it reads.
 
     Of pictures, a number each, two that differ have changed by their difference.
     """
@@ -37,40 +39,44 @@ def run(streams, names, kinds=None, finite=None, pictures=None):
         return (torch.stack(list(current)) - torch.stack(list(reference))).abs()
 
     pixels = None if pictures is None else list(torch.tensor(pictures))
-    frames = Frames(kinds, lambda: torch.tensor(finite or [True] * len(names)), pixels, shares)
+    frames = BatchFrames(kinds, lambda: torch.tensor(finite or [True] * len(names)), pixels, shares)
     plans = streams.plan(names, frames)
     rows = {}
     for plan in plans:
-        rows |= {plan.rows[row]: "whole" for row in plan.refresh}
-        rows |= {plan.rows[r]: ("slot", s) for r, s in zip(plan.stored, plan.slots, strict=True)}
-        rows |= {
-            plan.rows[row]: ("row", plan.rows[plan.refresh[source]])
-            for row, source in zip(plan.joined, plan.sources, strict=True)
-        }
-    streams.commit(plans, 1, [None] * len(plans))
+        rows |= {plan.frames[row]: "refresh" for row in plan.refresh or ()}
+        for some in plan.selective:
+            for row, reference in zip(some.rows, some.references, strict=True):
+                from_pool = some is plan.from_pool
+                rows[plan.frames[row]] = (
+                    ("entry", reference)
+                    if from_pool
+                    else ("frame", plan.frames[plan.refresh.places[reference]])
+                )
+    saved = [Rows(plan.saved_frames, torch.device("cpu")) for plan in plans]
+    streams.commit(plans, 1, [own.take(frames.flags) if len(own) else None for own in saved])
     assert len(asked) <= 1
     return [rows[row] for row in range(len(names))]
 
 
 def test_interval_counts_the_frames_of_each_stream():
     rows = run(make_streams(refresh_interval=2), ["a", "b", "a", "a", "b"])
-    assert rows == ["whole", "whole", ("row", 0), "whole", ("row", 1)]
+    assert rows == ["refresh", "refresh", ("frame", 0), "refresh", ("frame", 1)]
 
 
 def test_a_frame_that_is_not_finite_leaves_no_reference():
     streams = make_streams(refresh_interval=4)
     rows = run(streams, ["a", "a", "a"], finite=[False, True, False])
-    assert rows == ["whole", "whole", ("row", 1)]
+    assert rows == ["refresh", "refresh", ("frame", 1)]
     assert streams.counts.rejected == 1
-    assert run(streams, ["a", "a"]) == [("slot", 0), "whole"]
+    assert run(streams, ["a", "a"]) == [("entry", 0), "refresh"]
 
 
 def test_staggered_streams_refresh_in_turn():
     streams = make_streams(refresh_interval=4, stagger=True)
     names = list("abcdefgh")
-    assert run(streams, names) == ["whole"] * 8
+    assert run(streams, names) == ["refresh"] * 8
     for _ in range(12):
-        assert run(streams, names).count("whole") == 2
+        assert run(streams, names).count("refresh") == 2
 
 
 def test_staggering_leaves_a_lone_stream_alone():
@@ -117,10 +123,10 @@ def test_a_batch_is_its_rows_one_by_one(settings, seed):
             for row, name in enumerate(names):
                 alone = ([rows_kinds[row]], [finite[row]], [pictures[row]])
                 (single,) = run(singly, [name], *alone)
-                assert (single == "whole") == (rows[row] == "whole")
-                if single == "whole":
+                assert (single == "refresh") == (rows[row] == "refresh")
+                if single == "refresh":
                     sources[name] = (batch, row)
-                elif rows[row][0] == "row":
+                elif rows[row][0] == "frame":
                     assert sources[name] == (batch, rows[row][1])
                 else:
                     assert sources[name][0] < batch
@@ -154,7 +160,7 @@ def test_a_cap_holds_over_any_16_frames(interval, ratio, size, seed):
     found = []
     for first in range(0, 84, size):
         some = pictures[first : first + size]
-        found += [row == "whole" for row in run(streams, ["a"] * size, pictures=some)]
+        found += [row == "refresh" for row in run(streams, ["a"] * size, pictures=some)]
     assert found == whole
     assert streams.counts.forbidden == forbidden
     assert all(sum(whole[first : first + 16]) <= 16 * ratio for first in range(84))
@@ -167,20 +173,22 @@ def test_a_policy_is_held_to_the_cap_as_well():
 
     streams = make_streams(policy=Always(), max_refresh_ratio=0.25)
     found = run(streams, ["a"] * 40)
-    assert [row == "whole" for row in found[1:33]] == ([True] * 4 + [False] * 12) * 2
-    assert streams.counts.forbidden == 40 - found.count("whole")
+    assert [row == "refresh" for row in found[1:33]] == ([True] * 4 + [False] * 12) * 2
+    assert streams.counts.forbidden == 40 - found.count("refresh")
 
 
 def test_a_batch_that_failed_does_not_count_towards_the_cap():
     streams = make_streams(refresh_interval=100, refresh_on_change=0.5, max_refresh_ratio=0.125)
-    assert run(streams, ["a"], pictures=[0.0]) == ["whole"]
+    assert run(streams, ["a"], pictures=[0.0]) == ["refresh"]
     for _ in range(3):
         pixels = [torch.tensor(5.0)]
-        frames = Frames([SMALL], lambda: torch.ones(1), pixels, lambda a, b: torch.ones(len(a)))
+        frames = BatchFrames(
+            [SMALL], lambda: torch.ones(1), pixels, lambda a, b: torch.ones(len(a))
+        )
         streams.plan(["a"], frames)
         streams.roll_back()
-    assert run(streams, ["a", "a"], pictures=[7.0, 9.0]) == ["whole", "whole"]
-    assert run(streams, ["a"], pictures=[11.0]) == [("slot", 0)]
+    assert run(streams, ["a", "a"], pictures=[7.0, 9.0]) == ["refresh", "refresh"]
+    assert run(streams, ["a"], pictures=[11.0]) == [("entry", 0)]
 
 
 def test_the_stream_not_seen_for_longest_is_forgotten(seed):
@@ -189,7 +197,7 @@ def test_the_stream_not_seen_for_longest_is_forgotten(seed):
     for _ in range(200):
         name = draw.choice("abcdef")
         (row,) = run(streams, [name])
-        assert (row == "whole") == (name not in expected)
+        assert (row == "refresh") == (name not in expected)
         expected[name] = None
         expected.move_to_end(name)
         while len(expected) > 3:
@@ -208,7 +216,7 @@ def test_pixels_are_compared_with_those_of_frames_of_the_same_kind_alone():
     moved = SMALL._replace(device=torch.device("meta"))
     for number, kinds in enumerate(([SMALL, SMALL], [SMALL, moved])):
         pixels = [torch.tensor(number + 10.0 * row) for row in range(2)]
-        plans = streams.plan(["a", "b"], Frames(kinds, lambda: torch.ones(2), pixels, changes))
+        plans = streams.plan(["a", "b"], BatchFrames(kinds, lambda: torch.ones(2), pixels, changes))
         streams.commit(plans, 1, [None] * len(plans))
     assert compared == [[(1.0, 0.0)]]
     assert streams.counts.restarts == 1
@@ -218,9 +226,9 @@ def test_a_batch_that_failed_leaves_counts_but_no_references():
     streams = make_streams(refresh_interval=4)
     run(streams, ["a", "b", "a"])
     before = streams.counts
-    streams.plan(["a", "new", "a"], Frames([SMALL] * 3, lambda: torch.ones(3)))
+    streams.plan(["a", "new", "a"], BatchFrames([SMALL] * 3, lambda: torch.ones(3)))
     streams.roll_back()
     assert streams.counts == before
     assert list(streams) == ["b", "a"]
-    assert run(streams, ["a", "b"])[0] == "whole"
-    assert [row == "whole" for row in run(streams, ["a", "a"])] == [False, True]
+    assert run(streams, ["a", "b"])[0] == "refresh"
+    assert [row == "refresh" for row in run(streams, ["a", "a"])] == [False, True]

@@ -5,26 +5,33 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType, MethodType, TracebackType
+from types import TracebackType
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from stc_stream.cacher.change import PixelWatch, moving_camera
+from stc_stream.cacher.call import read_grids
+from stc_stream.cacher.change import FrameDiff, moving_camera
 from stc_stream.cacher.config import CacherConfig
 from stc_stream.cacher.forward import Forward
 from stc_stream.cacher.graphs import GraphStore
-from stc_stream.cacher.modality import Modality, ModelPath, model_paths
+from stc_stream.cacher.modality import Modality, model_paths
+from stc_stream.cacher.patching import Patches
 from stc_stream.cacher.record import Recording
 from stc_stream.cacher.references import FrameKind, LayerShape, ReferencePool
-from stc_stream.cacher.refusals import Attached, refuse_copies, refuse_tracing
-from stc_stream.cacher.schedule import Streams
+from stc_stream.cacher.refusals import (
+    refuse_copies,
+    refuse_tracing,
+    refuse_unnamed_rows,
+    refuse_unnamed_videos,
+)
+from stc_stream.cacher.schedule import RefreshScheduler
+from stc_stream.cacher.scope import Scopes
 from stc_stream.cacher.selfcheck import LayerDiffers, SelfCheck
 from stc_stream.stream_names import DEFAULT_STREAM, check_names
 from stc_stream.towers import Entry, TowerSpec, read_tower
@@ -125,6 +132,7 @@ class Cacher:
     ) -> None:
         self.config = config
         self.tower = tower
+        self._scopes = Scopes()
         self._lock = threading.RLock()
         self._last_forward: torch.cuda.Event | None = None
         self._running = False
@@ -138,23 +146,26 @@ class Cacher:
             int8 = config.reference_keys == "int8"
             return ReferencePool(kind, shapes, tower.prefix_tokens, int8, config.cuda_graph)
 
-        self._streams = Streams(config, make_pool)
+        self._scheduler = RefreshScheduler(config, make_pool)
         self._graphs = GraphStore() if config.cuda_graph else None
-        self._patches = self._patch(paths)
+        self._patches: Patches | None = Patches(
+            tower, paths, self._encode, self._run_layer, self._given
+        )
+        self._layers_densely = self._patches.layers_densely
         self._check_layers = SelfCheck(tower, self._layers_densely) if config.self_check else None
         watches = config.refresh_on_change is not None or _watches_change(config)
-        self._pixels = PixelWatch(tower.embedding, keep=watches)
+        self._pixels = FrameDiff(tower.embedding, keep=watches)
 
     @property
     def stats(self) -> CacherStats:
         """Counts since attaching, and the streams and bytes held now."""
         with self._lock:
             return CacherStats(
-                **vars(self._streams.counts),
+                **vars(self._scheduler.counts),
                 tokens_recomputed=self._recomputed,
                 tokens_reused=self._reused,
-                streams=len(self._streams),
-                bytes=self._streams.bytes,
+                streams=len(self._scheduler),
+                bytes=self._scheduler.bytes,
             )
 
     @contextmanager
@@ -176,20 +187,20 @@ class Cacher:
             raise TypeError(f"streams must be a list of one name a row, but is {names!r}")
         check_names(names)
         self._named = True
-        with self._scoped(streams=tuple(names)):
+        with self._scopes.changed(streams=tuple(names)):
             yield
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Run the tower densely inside, as if not attached; streams and stats stay as they are."""
-        with self._scoped(paused=True):
+        with self._scopes.changed(paused=True):
             yield
 
     @contextmanager
     def record(self) -> Iterator[Recording]:
         """Record which tokens each layer recomputed; the last forward inside is kept."""
         recording = Recording()
-        with self._scoped(recording=recording):
+        with self._scopes.changed(recording=recording):
             yield recording
 
     def reset(self, *streams: Hashable) -> None:
@@ -203,13 +214,13 @@ class Cacher:
         with self._lock:
             self._refuse_inside_forward("reset")
             for stream in streams:
-                if stream not in self._streams:
-                    known = ", ".join(map(repr, self._streams)) or "none"
+                if stream not in self._scheduler:
+                    known = ", ".join(map(repr, self._scheduler)) or "none"
                     raise ValueError(f"no stream is named {stream!r}; streams known: {known}")
             if streams:
-                self._streams.forget(*dict.fromkeys(streams))
+                self._scheduler.forget(*dict.fromkeys(streams))
                 return
-            self._streams.clear()
+            self._scheduler.clear()
             self._named = False
             if self._graphs is not None:
                 self._graphs.clear()
@@ -222,16 +233,10 @@ class Cacher:
         """
         with self._lock:
             self._refuse_inside_forward("detach")
-            for patch in self._patches:
-                if not patch.in_place:
-                    raise RuntimeError(
-                        f"the {patch.method} of {type(patch.module).__name__} was replaced after "
-                        "the Cacher was attached: undo that first, then detach"
-                    )
-            for patch in self._patches:
-                patch.undo()
-            self._patches = ()
-            self._streams.clear()
+            if self._patches is not None:
+                self._patches.undo()
+            self._patches = None
+            self._scheduler.clear()
             self._pixels.remove()
             if self._graphs is not None:
                 self._graphs.clear()
@@ -248,7 +253,7 @@ class Cacher:
         self.detach()
 
     def __repr__(self) -> str:
-        state = f"{len(self._streams)} streams" if self._patches else "detached"
+        state = f"{len(self._scheduler)} streams" if self._patches is not None else "detached"
         return (
             f"<Cacher of a {self.tower.family} tower, {len(self.tower.layers)} layers of "
             f"{self.tower.width}, {self.config}, {state}>"
@@ -256,45 +261,6 @@ class Cacher:
 
     def __reduce__(self) -> NoReturn:
         refuse_copies()
-
-    def _patch(self, paths: Sequence[tuple[Entry, Modality]]) -> tuple[_Patch, ...]:
-        entries = self.tower.entries
-        if any(isinstance(_method(entry), _Entered) for entry in entries):
-            raise ValueError("the tower has a Cacher already: detach that one first")
-        self._refuse_repeated_layers()
-        for number, layer in enumerate(self.tower.layers):
-            for name, module in layer.unread():
-                change = _change(module)
-                if change is not None:
-                    raise TypeError(
-                        f"{name} of the tower's layer {number} has {change}, which a Cacher would "
-                        "bypass: merge or remove it first"
-                    )
-        self._layers_densely = [layer.module.forward for layer in self.tower.layers]
-        patches = [
-            _Patch(entry.module, entry.method, _Entered(self, _method(entry))) for entry in entries
-        ]
-        for number, layer in enumerate(self.tower.layers):
-            run = Attached(partial(self._run_layer, number))
-            patches.append(_Patch(layer.module, "forward", run))
-        for path, modality in paths:
-            method = ModelPath(_method(path), modality, self._given)
-            patches.append(_Patch(path.module, path.method, method))
-        for patch in patches:
-            patch.apply()
-        return tuple(patches)
-
-    def _refuse_repeated_layers(self) -> None:
-        places: dict[nn.Module, list[int]] = {}
-        for number, layer in enumerate(self.tower.layers):
-            places.setdefault(layer.module, []).append(number)
-        for numbers in places.values():
-            if len(numbers) > 1:
-                raise TypeError(
-                    f"layers {', '.join(map(str, numbers))} of the tower are one module, whose "
-                    "calls a Cacher can't tell apart: give each place a copy of its own "
-                    "(copy.deepcopy)"
-                )
 
     def _encode(
         self,
@@ -304,7 +270,7 @@ class Cacher:
         kwargs: dict[str, Any],
     ) -> Any:
         """Run an entry of the tower, whose layers find their way here."""
-        scope = self._scope()
+        scope = self._scopes.current
         if scope.forward is not None and not scope.paused:
             if scope.within is densely:
                 raise RuntimeError("the tower was called again from inside its own forward")
@@ -318,17 +284,16 @@ class Cacher:
             self._pixels.forget()
             return output
         refuse_tracing()
-        grids = self._check(signature, args, kwargs)
-        if scope.streams is None:
-            self._refuse_without_names()
+        grids = read_grids(self.tower, signature, args, kwargs)
+        if scope.streams is None and self._named:
+            refuse_unnamed_rows()
         with self._lock, torch.no_grad(), self._in_turn():
             # The lock lets its own thread in, and a fresh context does not know of the forward.
             if self._running:
                 raise RuntimeError("the tower was called again from inside its own forward")
             forward = Forward(
                 self.tower,
-                self.config,
-                self._streams,
+                self._scheduler,
                 partial(_names, scope.streams, grids),
                 None if grids is None else [(h, w) for t, h, w in grids for _ in range(t)],
                 self._pixels,
@@ -338,7 +303,7 @@ class Cacher:
             )
             self._running = True
             try:
-                with self._scoped(forward=forward, within=densely):
+                with self._scopes.changed(forward=forward, within=densely):
                     output = densely(*args, **kwargs)
             except BaseException as error:
                 forward.roll_back()
@@ -366,57 +331,21 @@ class Cacher:
                 self._last_forward.record()
 
     def _run_layer(self, number: int, *args: Any, **kwargs: Any) -> Any:
-        scope = self._scope()
+        scope = self._scopes.current
         if scope.forward is None or scope.paused:
             return self._layers_densely[number](*args, **kwargs)
         output = scope.forward.layer(number, args, kwargs)
         return (output,) if self.tower.layers[number].returns_tuple else output
 
-    def _check(
-        self, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> list[tuple[int, int, int]] | None:
-        """Refuse what a compressed forward can't do; return the grids of packed frames."""
-        bound = signature.bind_partial(*args, **kwargs)
-        named = {**bound.arguments, **bound.arguments.get("kwargs", {})}
-        for mask in ("attention_mask", "attn_mask"):
-            if named.get(mask) is not None:
-                raise ValueError(f"{mask} must be None while a Cacher is attached")
-        wants_attentions = named.get("output_attentions")
-        if wants_attentions is None:
-            settings = getattr(self.tower.encoder, "config", None)
-            wants_attentions = getattr(settings, "output_attentions", False)
-        if wants_attentions:
-            raise ValueError(
-                "output_attentions must be False while a Cacher is attached: "
-                "a selective frame has no whole attention map"
-            )
-        if named.get("is_causal"):
-            raise ValueError("is_causal must be False while a Cacher is attached")
-        for number, layer in enumerate(self.tower.layers):
-            if layer.module.training and layer.dropout > 0:
-                raise ValueError(
-                    f"the tower must not drop out while a Cacher is attached, but layer {number} "
-                    f"is in training mode with dropout {layer.dropout}: call eval()"
-                )
-        if not self.tower.packed:
-            return None
-        grids = named.get("grid_thw")
-        if not isinstance(grids, Tensor):
-            raise ValueError("grid_thw must be given while a Cacher is attached")
-        return [(int(t), int(h), int(w)) for t, h, w in grids.tolist()]
-
     def _given(self, modality: Modality, videos: int) -> AbstractContextManager[None]:
         """Return what a method of the whole model is run in, which says what the rows are."""
-        scope = self._scope()
+        scope = self._scopes.current
         # Methods for videos may go on to the one for pictures.
         if scope.modality == "video":
             return nullcontext()
         if videos > 1 and scope.streams is None and not scope.paused:
-            raise ValueError(
-                f"the frames of {videos} videos in one call must have streams: name each frame's "
-                "with Cacher.streams, or compute them densely inside Cacher.paused"
-            )
-        return self._scoped(modality=modality)
+            refuse_unnamed_videos(videos)
+        return self._scopes.changed(modality=modality)
 
     def _warn_of_images(self) -> None:
         if not self._warned:
@@ -428,129 +357,9 @@ class Cacher:
                 stacklevel=3,
             )
 
-    def _refuse_without_names(self) -> None:
-        if self._named:
-            raise ValueError(
-                "streams must name each row of the batch, because streams have been named since "
-                "the last reset(), and rows without a name would spoil each other. Names hold for "
-                "the thread or task that entered Cacher.streams: in an executor's thread enter it "
-                "there, or run the forward by asyncio.to_thread or contextvars.copy_context().run"
-            )
-
     def _refuse_inside_forward(self, what: str) -> None:
-        if self._scope().forward is not None:
+        if self._scopes.current.forward is not None:
             raise RuntimeError(f"{what} was called from inside the tower's own forward")
-
-    def _scope(self) -> _Scope:
-        return _SCOPES.get().get(id(self), _Scope())
-
-    @contextmanager
-    def _scoped(self, **changes: Any) -> Iterator[None]:
-        scope = replace(self._scope(), **changes)
-        token = _SCOPES.set(MappingProxyType({**_SCOPES.get(), id(self): scope}))
-        try:
-            yield
-        finally:
-            _SCOPES.reset(token)
-
-
-@dataclass(frozen=True, eq=False)
-class _Scope:
-    """What holds for one Cacher in this thread or task: its context managers, and its forward."""
-
-    streams: tuple[Hashable, ...] | None = None
-    paused: bool = False
-    recording: Recording | None = None
-    forward: Forward | None = None
-    within: Callable[..., Any] | None = None
-    modality: Modality | None = None
-
-
-# One variable for all Cachers: a variable of each one's own would never be collected.
-_SCOPES: ContextVar[Mapping[int, _Scope]] = ContextVar("stc_cachers", default=MappingProxyType({}))
-
-
-class _Patch:
-    """A method put in the place of a module's own, on this instance alone."""
-
-    def __init__(self, module: nn.Module, method: str, replacement: Callable[..., Any]) -> None:
-        self.module = module
-        self.method = method
-        self.replacement = replacement
-        self._before = module.__dict__.get(method)
-
-    def apply(self) -> None:
-        """Put it in place."""
-        setattr(self.module, self.method, self.replacement)
-
-    @property
-    def in_place(self) -> bool:
-        """Whether the instance still has it."""
-        found = self.module.__dict__.get(self.method)
-        # transformers 5.0 forgets what it wraps around a layer when a forward fails.
-        while found is not self.replacement and _is_from_transformers(found):
-            found = getattr(found, "__wrapped__", None)
-        return found is self.replacement
-
-    def undo(self) -> None:
-        """Take it away; the instance has again what it had of its own."""
-        if self._before is None:
-            delattr(self.module, self.method)
-        else:
-            setattr(self.module, self.method, self._before)
-
-
-class _Entered(Attached):
-    """An entry of the tower while a Cacher is attached."""
-
-    def __init__(self, cacher: Cacher, densely: Callable[..., Any]) -> None:
-        signature = inspect.signature(densely)
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            return cacher._encode(densely, signature, args, kwargs)
-
-        super().__init__(run)
-
-
-def _is_from_transformers(function: object) -> bool:
-    written_in = getattr(function, "__globals__", {}).get("__name__", "")
-    return str(written_in).partition(".")[0] == "transformers"
-
-
-def _method(entry: Entry) -> Callable[..., Any]:
-    method: Callable[..., Any] = getattr(entry.module, entry.method)
-    return method
-
-
-def _change(module: nn.Module) -> str | None:
-    """Say what makes a module compute something else than its weights say; None: nothing."""
-    own = module.__dict__.get("forward")
-    # transformers 5.0 leaves a module's own method there after collecting hidden states.
-    if own is not None and own != MethodType(type(module).forward, module):
-        return "a forward of its own, put there by another patch (accelerate's offloading, say)"
-    if isinstance(module, nn.Linear):
-        if type(module).forward is not nn.Linear.forward:
-            return f"a forward of its own, {type(module).__name__}'s (an adapter's, say)"
-        if module._forward_hooks or module._forward_pre_hooks:
-            return "forward hooks"
-        if not _computes_in_parts(module):
-            return f"a weight of class {type(module.weight).__name__} that can't be cut into rows"
-    return None
-
-
-def _computes_in_parts(module: nn.Linear) -> bool:
-    """Tell whether some rows of a weight, which may be quantized, can be computed with."""
-    weight = module.weight
-    if type(weight) in (Tensor, nn.Parameter):
-        return True
-    tokens = torch.zeros(1, module.in_features, dtype=weight.dtype, device=weight.device)
-    try:
-        with torch.no_grad():
-            nn.functional.linear(tokens, weight[: module.out_features // 3])
-    except Exception:
-        # Each class of tensors raises its own error for what it does not know.
-        return False
-    return True
 
 
 def _watches_change(config: CacherConfig) -> bool:
@@ -562,7 +371,7 @@ def _names(
     grids: Sequence[tuple[int, int, int]] | None,
     frames: int,
 ) -> Sequence[Hashable]:
-    """Return the stream of each of so many frames."""
+    """Return the stream of each of `frames` frames."""
     if given is None:
         return (DEFAULT_STREAM,) * frames
     if grids is not None and len(given) == len(grids) != frames:

@@ -1,12 +1,15 @@
-"""What the encoder of a tower calls a layer with."""
+"""What the encoder of a tower is called with, and what it calls its layers with."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+
+from stc_stream.towers import TowerSpec
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -98,6 +101,50 @@ class LayerCall:
         if self.name is None:
             return function(hidden, *self.args[1:], **self.kwargs)
         return function(*self.args, **{**self.kwargs, self.name: hidden})
+
+
+def read_grids(
+    tower: TowerSpec, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[tuple[int, int, int]] | None:
+    """Return frames, rows and columns of each grid of packed frames; None: frames are not packed.
+
+    Args:
+        tower: the tower.
+        signature: of the method that was called.
+        args, kwargs: what it was called with.
+
+    Raises:
+        ValueError: something that a compressed forward can't do: an attention mask, attention
+            maps, causal attention, dropout; or no grids.
+    """
+    bound = signature.bind_partial(*args, **kwargs)
+    named = {**bound.arguments, **bound.arguments.get("kwargs", {})}
+    for mask in ("attention_mask", "attn_mask"):
+        if named.get(mask) is not None:
+            raise ValueError(f"{mask} must be None while a Cacher is attached")
+    wants_attentions = named.get("output_attentions")
+    if wants_attentions is None:
+        settings = getattr(tower.encoder, "config", None)
+        wants_attentions = getattr(settings, "output_attentions", False)
+    if wants_attentions:
+        raise ValueError(
+            "output_attentions must be False while a Cacher is attached: "
+            "a selective frame has no whole attention map"
+        )
+    if named.get("is_causal"):
+        raise ValueError("is_causal must be False while a Cacher is attached")
+    for number, layer in enumerate(tower.layers):
+        if layer.module.training and layer.dropout > 0:
+            raise ValueError(
+                f"the tower must not drop out while a Cacher is attached, but layer {number} "
+                f"is in training mode with dropout {layer.dropout}: call eval()"
+            )
+    if not tower.packed:
+        return None
+    grids = named.get("grid_thw")
+    if not isinstance(grids, Tensor):
+        raise ValueError("grid_thw must be given while a Cacher is attached")
+    return [(int(t), int(h), int(w)) for t, h, w in grids.tolist()]
 
 
 def _refuse_unknown(number: int, arguments: dict[str, object]) -> None:

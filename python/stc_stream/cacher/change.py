@@ -36,7 +36,7 @@ def moving_camera(frames: int, refreshes: int, changes: int) -> str | None:
     return f"moving camera: {refreshes} of {frames} frames refreshed, little to save here"
 
 
-class PixelWatch:
+class FrameDiff:
     """Remembers what the patch embedding of a tower was last given in this thread.
 
     Args:

@@ -31,7 +31,7 @@ class CacherConfig:
     Attributes:
         update_ratio: share of a selective frame's tokens that is recomputed, in (0, 1]; with
             `threshold`, the largest share.
-        refresh_interval: every so many frames of a stream one is computed whole and becomes the
+        refresh_interval: every N frames of a stream one is computed whole and becomes the
             reference of those after it; at least 1, which computes every frame whole.
         metric: how a token's key is compared with the reference's: "cosine", "dot",
             "l1" (negative sum of absolute differences) or "l2" (negative distance).
@@ -51,9 +51,9 @@ class CacherConfig:
         stagger: let streams refresh in turn: a stream's second refresh comes early, so that not
             all refresh in the same batch; after it, every `refresh_interval` frames.
         policy: decides which frames are computed whole, in place of `refresh_interval`.
-        max_streams: know at most so many streams; the one not seen for longest is forgotten for
+        max_streams: know at most this many streams; the one not seen for longest is forgotten for
             another. None: all.
-        max_bytes: hold at most so many bytes of references, likewise.
+        max_bytes: hold at most this many bytes of references, likewise.
         reference_keys: "full" holds reference keys as they are; "int8" in 8 bits with a scale a
             token. They only rank the tokens.
         cuda_graph: capture whole batches in CUDA graphs and replay them, where that is possible.
@@ -85,7 +85,7 @@ class CacherConfig:
     def paper(
         cls, update_ratio: float = 0.25, refresh_interval: int = 4, **settings: Any
     ) -> CacherConfig:
-        """Return the plain schedule of the paper: every so many frames of a stream one is whole.
+        """Return the plain schedule of the paper: every N frames of a stream one is computed whole.
 
         Args:
             update_ratio, refresh_interval: as above.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TypeGuard
 
 import torch
@@ -14,157 +13,61 @@ from torch.nn.modules import module as hooks
 
 import stc_kernels
 from stc_stream.cacher.attention import Positions, attend
+from stc_stream.cacher.plan import BatchPlan, Budget, Rows, Selective
 from stc_stream.cacher.record import Comparison, LayerRecord
-from stc_stream.cacher.references import (
-    LayerReferences,
-    ReferencePool,
-    Refreshed,
-)
-from stc_stream.cacher.selection import TokenSelection, chosen_tokens
+from stc_stream.cacher.references import LayerReferences, Refreshed
+from stc_stream.cacher.selection import chosen_tokens
 from stc_stream.towers import TowerLayer
 
 
-class Rows:
-    """Some rows of a batch, taken without a copy where they lie side by side."""
-
-    def __init__(self, rows: Sequence[int], device: torch.device) -> None:
-        self._first = rows[0]
-        self._end = rows[0] + len(rows)
-        self._adjacent = list(rows) == list(range(self._first, self._end))
-        self._rows = rows
-        self._device = device
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @cached_property
-    def index(self) -> Tensor:
-        """The rows' places, int64."""
-        return index_tensor(self._rows, self._device)
-
-    def take(self, batch: Tensor) -> Tensor:
-        """Return these rows of `batch`, a view where that is possible."""
-        if self._adjacent:
-            return batch[self._first : self._end]
-        return batch.index_select(0, self.index)
-
-    def put(self, batch: Tensor, values: Tensor) -> None:
-        """Write `values` to these rows of `batch`."""
-        if self._adjacent:
-            batch[self._first : self._end] = values
-        else:
-            batch.index_copy_(0, self.index, values)
-
-    def some(self, places: Sequence[int]) -> Rows:
-        """Return those of the rows that are at `places`."""
-        return Rows([self._rows[place] for place in places], self._device)
-
-
 @dataclass(frozen=True, eq=False)
-class Selective:
-    """Selective rows that share a source of references.
+class LayerOutput:
+    """What a layer gives.
 
     Attributes:
-        rows: which rows of the batch.
-        stored: whether the references are the pool's; else they are refresh rows of this batch.
-        reference_index: each row's slot in the pool, or place among the refresh rows, int64 [F].
+        tokens: its output, [B, T, C].
+        normed: the next layer's LN1 of it, where one pass gave both.
+        computed: tokens computed, of all rows together.
     """
 
-    rows: Rows
-    stored: bool
-    reference_index: Tensor
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How many tokens of a selective row are recomputed in a layer.
-
-    Attributes:
-        prefix: tokens at the start of a frame that always are.
-        most: patches that are, or at most are with a threshold (k).
-        metric: how keys are compared.
-        threshold: patches less similar than this are recomputed; None: always `most`.
-        step: what the number of patches is rounded up to a multiple of, with a threshold.
-        selection: chooses the patches; None: those least similar are.
-    """
-
-    prefix: int
-    most: int
-    metric: str
-    threshold: float | None = None
-    step: int = 1
-    selection: TokenSelection | None = None
-
-    def tokens(self, below: int) -> int:
-        """Return the tokens to recompute when so many, prefix included, are below threshold."""
-        steps = max(1, -(-(below - self.prefix) // self.step))
-        return self.prefix + min(self.most, steps * self.step)
-
-
-@dataclass(eq=False)
-class Batch:
-    """What is done with each row of a batch, the same in every layer.
-
-    Attributes:
-        rows: rows in the batch (B).
-        tokens: tokens a row (T).
-        budget: what is recomputed of a selective row.
-        refresh: rows computed whole; None: none.
-        selective: the other rows, by source of references.
-        pool: where references are kept.
-        destinations: the slot in the pool of each new reference, int64; None: there are none.
-        places: where each is among the refresh rows, int64; None: they are the first so many.
-        records: takes a `LayerRecord` a layer; None when nothing records.
-        computed: tokens computed so far, over all layers that ran.
-    """
-
-    rows: int
-    tokens: int
-    budget: Budget
-    refresh: Rows | None
-    selective: tuple[Selective, ...]
-    pool: ReferencePool
-    destinations: Tensor | None = None
-    places: Tensor | None = None
-    records: list[LayerRecord] | None = None
-    computed: int = 0
+    tokens: Tensor
+    normed: Tensor | None
+    computed: int
 
 
 def run_layer(
     layer: TowerLayer,
     number: int,
-    batch: Batch,
+    plan: BatchPlan,
     x: Tensor,
     positions: Positions,
     normed: Tensor | None = None,
     next_norm: nn.Module | None = None,
-) -> tuple[Tensor, Tensor | None]:
+    records: list[LayerRecord] | None = None,
+) -> LayerOutput:
     """Run one layer over a batch and keep the references that its refresh rows leave.
 
     Args:
         layer: the layer's parts.
         number: its place in the tower.
-        batch: what to do with each row.
+        plan: what becomes of each row.
         x: the layer's input, [B, T, C]; left as it is.
         positions: where the tokens of a frame are.
         normed: LN1 of x, where the layer before has made it.
         next_norm: LN1 of the layer after.
-
-    Returns:
-        The layer's output, [B, T, C], and `next_norm` of it where one pass gave both.
+        records: takes what the layer did; None: nothing does.
     """
     if normed is None:
         normed = layer.norm1(x)
-    parts = _parts(number, batch, x, normed, layer.key(normed))
-    if batch.records is not None:
-        batch.records.append(_record(batch, parts))
+    parts = _parts(number, plan, x, normed, layer.key(normed))
+    if records is not None:
+        records.append(_record(plan, parts))
 
     chosen = _join([part.normed for part in parts])
     queries = _split(layer.query(chosen), parts)
     values = _split(layer.value(chosen), parts)
     contexts = []
     for part, query, value in zip(parts, queries, values, strict=True):
-        batch.computed += len(part.rows) * part.computed
         part.value, index = value, None
         if part.choice is not None:
             part.value = part.choice.merge(part.value, part.choice.source.value)
@@ -172,37 +75,26 @@ def run_layer(
         contexts.append(attend(layer, positions, query, part.key, part.value, index))
 
     attended = layer.output(_join(contexts))
-    h, normed = _second_norm(layer, batch, parts, attended)
+    h, normed = _second_norm(layer, plan, parts, attended)
     expanded = layer.mlp(normed)
     outputs = _split(h.add_(expanded), parts)
 
-    if batch.refresh is not None:
+    if plan.from_batch is not None or plan.saved is not None:
         # Only rows that another row or another batch is held against need the sum.
-        needed = (
-            any(not group.stored for group in batch.selective) or batch.destinations is not None
-        )
-        if needed:
-            branches = (_split(attended, parts)[0], _split(expanded, parts)[0])
-            parts[0].delta = torch.add(*branches).to(x.dtype)
+        branches = (_split(attended, parts)[0], _split(expanded, parts)[0])
+        parts[0].delta = torch.add(*branches).to(x.dtype)
     if len(parts) == 1:
         output, normed = _close(parts[0], outputs[0], next_norm)
     else:
         output, normed = torch.empty_like(x), None
         for part, computed in zip(parts, outputs, strict=True):
             part.rows.put(output, _close(part, computed, None)[0])
-    # Last, since a slot may be one that another row of this batch was held against.
-    if batch.destinations is not None:
-        left = Refreshed(parts[0].key, parts[0].value, parts[0].delta)
-        batch.pool.write(number, left, batch.places, batch.destinations)
-    return output, normed
-
-
-def index_tensor(values: Sequence[int], device: torch.device) -> Tensor:
-    """Return values as int64 on a device, without waiting for it."""
-    index = torch.tensor(values, dtype=torch.int64)
-    if device.type != "cuda":
-        return index.to(device)
-    return index.pin_memory().to(device, non_blocking=True)
+    # Last, since an entry may be one that another row of this batch was held against.
+    if plan.saved is not None:
+        take = plan.saved.places.take
+        left = Refreshed(take(parts[0].key), take(parts[0].value), take(parts[0].delta))
+        plan.pool.write(number, left, plan.saved.entries.tensor)
+    return LayerOutput(output, normed, sum(len(part.rows) * part.computed for part in parts))
 
 
 @dataclass(eq=False)
@@ -249,43 +141,60 @@ class _Part:
         return stc_kernels.gather_tokens(self.frames, self.choice.index)
 
 
-def _parts(number: int, batch: Batch, x: Tensor, normed: Tensor, key: Tensor) -> list[_Part]:
+def _parts(number: int, plan: BatchPlan, x: Tensor, normed: Tensor, key: Tensor) -> list[_Part]:
+    """Return the refresh rows, then the selective ones with the tokens they recompute."""
     parts = []
-    if batch.refresh is not None:
-        rows = batch.refresh
-        parts.append(_Part(rows, rows.take(x), rows.take(normed), rows.take(key)))
-    for group in batch.selective:
-        rows = group.rows
-        current = rows.take(key)
-        source: LayerReferences | _Part
-        if group.stored:
-            source = batch.pool.read(number)
-            compared, compared_index = source.keys(group.reference_index, current.dtype)
-        else:
-            source = parts[0]
-            compared = batch.pool.as_kept(source.key)
-            compared_index = group.reference_index
-        kept = (source, group.reference_index, compared, compared_index)
-        frames, candidates = rows.take(x), rows.take(normed)
-        if batch.budget.threshold is not None:
-            parts += _below_threshold(batch.budget, rows, frames, candidates, current, *kept)
-            continue
-        index, slot = _chosen(batch.budget, current, compared, compared_index)
-        chosen = stc_kernels.gather_tokens(candidates, index)
-        parts.append(_Part(rows, frames, chosen, current, _Choice(index, slot, *kept)))
+    if plan.refresh is not None:
+        take = plan.refresh.take
+        parts.append(_Part(plan.refresh, take(x), take(normed), take(key)))
+    if plan.from_pool is not None:
+        held = plan.pool.read(number)
+        references = plan.from_pool.references.tensor
+        kept = held.keys(references, key.dtype)
+        parts += _selective(plan.budget, plan.from_pool, x, normed, key, held, *kept)
+    if plan.from_batch is not None:
+        refreshed = parts[0]
+        kept = (plan.pool.as_kept(refreshed.key), plan.from_batch.references.tensor)
+        parts += _selective(plan.budget, plan.from_batch, x, normed, key, refreshed, *kept)
     return parts
 
 
-def _chosen(
-    budget: Budget, current: Tensor, compared: Tensor, compared_index: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the tokens that rows recompute, and each token's place among them."""
+def _selective(
+    budget: Budget,
+    some: Selective,
+    x: Tensor,
+    normed: Tensor,
+    key: Tensor,
+    source: LayerReferences | _Part,
+    compared: Tensor,
+    compared_index: Tensor,
+) -> list[_Part]:
+    """Return selective rows that share a source of references, with the tokens they recompute.
+
+    Args:
+        budget: how many tokens, and which.
+        some: the rows.
+        x, normed, key: of all rows, [B, T, C] each.
+        source: where the references are.
+        compared: keys to compare with.
+        compared_index: which of them each row is held against, int64 [F].
+    """
+    rows, references = some.rows, some.references.tensor
+    frames, candidates, current = rows.take(x), rows.take(normed), rows.take(key)
+    kept = (source, references, compared, compared_index)
+    if budget.threshold is not None:
+        return _below_threshold(budget, rows, frames, candidates, current, *kept)
     if budget.selection is not None:
         reference = compared.index_select(0, compared_index)
-        return chosen_tokens(budget.selection, budget.prefix, current, reference, budget.most)
-    return stc_kernels.select_dynamic(
-        current, compared, budget.prefix + budget.most, compared_index, budget.metric
-    )
+        index, slot = chosen_tokens(
+            budget.selection, budget.prefix, current, reference, budget.most
+        )
+    else:
+        index, slot = stc_kernels.select_dynamic(
+            current, compared, budget.prefix + budget.most, compared_index, budget.metric
+        )
+    chosen = stc_kernels.gather_tokens(candidates, index)
+    return [_Part(rows, frames, chosen, current, _Choice(index, slot, *kept))]
 
 
 def _below_threshold(
@@ -328,7 +237,7 @@ def _below_threshold(
 
 
 def _second_norm(
-    layer: TowerLayer, batch: Batch, parts: Sequence[_Part], attended: Tensor
+    layer: TowerLayer, plan: BatchPlan, parts: Sequence[_Part], attended: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return h = x + A of all computed tokens, which is the caller's to write, and LN2 of it."""
     norm, part = layer.norm2, parts[0]
@@ -339,8 +248,8 @@ def _second_norm(
         )
         return h.flatten(0, 1), normed.flatten(0, 1)
     residual = _join([part.x for part in parts])
-    # Refresh rows alone have the layer's own input as residual, which is not ours to write.
-    h = residual.add_(attended) if batch.selective else residual + attended
+    # Refresh rows alone have the layer's own input as residual, which must stay as it is.
+    h = residual.add_(attended) if plan.selective else residual + attended
     return h, norm(h)
 
 
@@ -406,16 +315,16 @@ def _split(joined: Tensor, parts: Sequence[_Part]) -> list[Tensor]:
     ]
 
 
-def _record(batch: Batch, parts: Sequence[_Part]) -> LayerRecord:
+def _record(plan: BatchPlan, parts: Sequence[_Part]) -> LayerRecord:
     device = parts[0].key.device
-    recomputed = torch.ones(batch.rows, batch.tokens, dtype=torch.bool, device=device)
-    refreshed = torch.ones(batch.rows, dtype=torch.bool, device=device)
+    recomputed = torch.ones(len(plan.frames), plan.kind.tokens, dtype=torch.bool, device=device)
+    refreshed = torch.ones(len(plan.frames), dtype=torch.bool, device=device)
     comparisons = []
     for part in parts:
         if part.choice is not None:
-            recomputed[part.rows.index] = part.choice.slot >= 0
-            refreshed[part.rows.index] = False
+            recomputed[part.rows.tensor] = part.choice.slot >= 0
+            refreshed[part.rows.tensor] = False
             # Copied: the pool may hold other references by the time someone asks.
             reference = part.choice.compared.index_select(0, part.choice.compared_index)
-            comparisons.append(Comparison(part.rows.index, part.key, reference))
-    return LayerRecord(recomputed, refreshed, tuple(comparisons), batch.budget.metric)
+            comparisons.append(Comparison(part.rows.tensor, part.key, reference))
+    return LayerRecord(recomputed, refreshed, tuple(comparisons), plan.budget.metric)

@@ -1,4 +1,4 @@
-"""The references of all streams: for each layer three tensors that streams share by slot."""
+"""The references of all streams: for each layer three tensors that streams share by entry."""
 
 from __future__ import annotations
 
@@ -43,12 +43,13 @@ class LayerShape(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LayerReferences:
-    """One layer's references, [slots, T, channels] each.
+    """One layer's references, [entries, T, channels] each.
 
     Attributes:
         key, value: projections of the layer-normed input (K_ref, V_ref); keys of prefix tokens
             are NaN, which has them recomputed before all others.
-        scale: what 8-bit keys are multiplied with, float32 [slots, T]; None: keys are as they are.
+        scale: what 8-bit keys are multiplied with, float32 [entries, T]; None: keys are
+            as they are.
         delta: sum of the attention and the MLP branch's outputs (A_ref + M_ref).
     """
 
@@ -62,9 +63,9 @@ class LayerReferences:
         held = (self.key, self.value, self.delta)
         return held if self.scale is None else (*held, self.scale)
 
-    def some(self, slots: Sequence[int]) -> LayerReferences:
-        """Return copies of the references in ascending slots, without those it has no room for."""
-        index = torch.tensor([slot for slot in slots if slot < self.key.shape[0]])
+    def some(self, entries: Sequence[int]) -> LayerReferences:
+        """Return copies of references, ascending, without entries that it has no room for."""
+        index = torch.tensor([entry for entry in entries if entry < self.key.shape[0]])
         index = index.to(self.key.device, torch.int64)
         # A tensor made in inference mode could not be written outside it later.
         with torch.inference_mode(False), torch.no_grad():
@@ -75,7 +76,7 @@ class LayerReferences:
         """Return keys to compare with and which of them each frame is held against.
 
         Args:
-            index: the slot of each frame, int64 [F].
+            index: the entry of each frame, int64 [F].
             dtype: of the keys that are compared with them.
         """
         if self.scale is None:
@@ -94,7 +95,7 @@ class Refreshed:
 
 
 class ReferencePool:
-    """References of the streams whose frames are of one kind; a stream holds one slot.
+    """References of the streams whose frames are of one kind; a stream holds one entry.
 
     `generation` is another number whenever the tensors have moved, in any pool.
 
@@ -104,7 +105,7 @@ class ReferencePool:
         prefix_tokens: tokens that are always recomputed, at the start of a frame.
         int8: whether keys are held in 8 bits.
         slack: whether to grow by half of what is held, so that the tensors move seldom; else they
-            hold exactly the slots that were ever in use at once.
+            hold exactly the entries that were ever in use at once.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class ReferencePool:
         self.kind = kind
         self.generation = next(_GENERATIONS)
         self._shapes = tuple(layers)
-        self._prefix = prefix_tokens
+        self.prefix_tokens = prefix_tokens
         self._int8 = int8
         self._slack = slack
         self._layers: list[LayerReferences | None] = [None] * len(self._shapes)
@@ -127,7 +128,7 @@ class ReferencePool:
         self._free: list[int] = []
 
     @property
-    def slot_bytes(self) -> int:
+    def entry_bytes(self) -> int:
         """Bytes of one stream's reference, over all layers."""
         kind, projected = self.kind, self.kind.projected_dtype.itemsize
         a_token = sum(
@@ -140,7 +141,7 @@ class ReferencePool:
 
     @property
     def bytes(self) -> int:
-        """Bytes held, free slots included."""
+        """Bytes held, free entries included."""
         return sum(
             tensor.numel() * tensor.element_size()
             for layer in self._layers
@@ -149,7 +150,7 @@ class ReferencePool:
         )
 
     @property
-    def slots(self) -> int:
+    def entries(self) -> int:
         """Slots that there are, free ones included."""
         return len(self._depth)
 
@@ -159,24 +160,24 @@ class ReferencePool:
         return len(self._depth) - len(self._free)
 
     def acquire(self) -> int:
-        """Give out a slot."""
+        """Give out an entry."""
         if self._free:
             return self._free.pop()
         self._depth.append(0)
         return len(self._depth) - 1
 
-    def release(self, slot: int) -> None:
-        """Take a slot back."""
-        self._depth[slot] = 0
-        self._free.append(slot)
+    def release(self, entry: int) -> None:
+        """Take an entry back."""
+        self._depth[entry] = 0
+        self._free.append(entry)
 
-    def depth(self, slot: int) -> int:
-        """Return how many layers the reference in a slot has."""
-        return self._depth[slot]
+    def depth(self, entry: int) -> int:
+        """Return how many layers the reference in an entry has."""
+        return self._depth[entry]
 
-    def written(self, slot: int, layers: int) -> None:
-        """Note that the reference in a slot now has so many layers."""
-        self._depth[slot] = layers
+    def written(self, entry: int, layers: int) -> None:
+        """Note that the reference in an entry now has `layers` layers."""
+        self._depth[entry] = layers
 
     def read(self, layer: int) -> LayerReferences:
         """Return a layer's references."""
@@ -186,42 +187,36 @@ class ReferencePool:
         return references
 
     def reserve(self) -> None:
-        """Make room for every slot given out, layer by layer as each is next written."""
-        if self.slots > self._room:
-            self._room = max(self.slots, self._room * 3 // 2) if self._slack else self.slots
+        """Make room for every entry given out, layer by layer as each is next written."""
+        if self.entries > self._room:
+            self._room = max(self.entries, self._room * 3 // 2) if self._slack else self.entries
 
     def allocate(self) -> None:
         """Make the room that `reserve` has asked for in all layers now."""
         for layer in range(len(self._layers)):
             self._writable(layer)
 
-    def write(self, layer: int, refresh: Refreshed, places: Tensor | None, slots: Tensor) -> None:
+    def write(self, layer: int, refreshed: Refreshed, entries: Tensor) -> None:
         """Keep what refresh rows left in a layer.
 
         Args:
             layer: number of the layer.
-            refresh: what they left.
-            places: which of its rows are kept, int64; None: the first so many.
-            slots: where each goes, int64 on the pool's device.
+            refreshed: what those that are kept left.
+            entries: where each goes, int64 on the pool's device.
         """
         references = self._writable(layer)
-        rows = (refresh.key, refresh.value, refresh.delta)
-        if places is None:
-            kept = Refreshed(*(tensor[: slots.shape[0]] for tensor in rows))
-        else:
-            kept = Refreshed(*(tensor.index_select(0, places) for tensor in rows))
-        key, scale = self._stored_keys(kept.key)
-        references.key.index_copy_(0, slots, key)
+        key, scale = self._stored_keys(refreshed.key)
+        references.key.index_copy_(0, entries, key)
         if references.scale is not None and scale is not None:
-            references.scale.index_copy_(0, slots, scale)
-        references.value.index_copy_(0, slots, kept.value)
-        references.delta.index_copy_(0, slots, kept.delta)
+            references.scale.index_copy_(0, entries, scale)
+        references.value.index_copy_(0, entries, refreshed.value)
+        references.delta.index_copy_(0, entries, refreshed.delta)
 
     @contextmanager
-    def kept_as_is(self, slots: Sequence[int]) -> Iterator[None]:
-        """Put back, on leaving, what these slots held before."""
+    def kept_as_is(self, entries: Sequence[int]) -> Iterator[None]:
+        """Put back, on leaving, what these entries held before."""
         layers = [layer for layer in self._layers if layer is not None]
-        index = torch.tensor(slots, dtype=torch.int64, device=self.kind.device)
+        index = torch.tensor(entries, dtype=torch.int64, device=self.kind.device)
         before = [[each.index_select(0, index) for each in x.tensors()] for x in layers]
         try:
             yield
@@ -236,29 +231,29 @@ class ReferencePool:
         return kept if scale is None else _restored(kept, scale, key.dtype)
 
     def shrink(self) -> dict[int, int]:
-        """Give back the memory of free slots; return where each slot that moved is now."""
+        """Give back the memory of free entries; return where each entry that moved is now."""
         free = set(self._free)
-        used = [slot for slot in range(self.slots) if slot not in free]
+        used = [entry for entry in range(self.entries) if entry not in free]
         if len(used) == self._room:
             return {}
         for number, layer in enumerate(self._layers):
             if layer is not None:
                 self._layers[number] = layer.some(used)
-        self._depth = [self._depth[slot] for slot in used]
+        self._depth = [self._depth[entry] for entry in used]
         self._free = []
         self._room = len(used)
         self.generation = next(_GENERATIONS)
-        return {slot: place for place, slot in enumerate(used) if slot != place}
+        return {entry: place for place, entry in enumerate(used) if entry != place}
 
     def _stored_keys(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
         if not self._int8:
-            return _without_prefix(key, self._prefix), None
+            return _without_prefix(key, self.prefix_tokens), None
         # A token's largest value becomes 127; a token of zeros stays one.
         scale = key.abs().amax(dim=-1).float() / 127
         rounded = (
             key.float() / scale.clamp(min=torch.finfo(torch.float32).tiny)[..., None]
         ).round()
-        return rounded.to(torch.int8), _without_prefix(scale, self._prefix)
+        return rounded.to(torch.int8), _without_prefix(scale, self.prefix_tokens)
 
     def _writable(self, layer: int) -> LayerReferences:
         held = self._layers[layer]

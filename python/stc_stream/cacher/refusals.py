@@ -48,3 +48,21 @@ def refuse_tracing() -> None:
         f"{recorder} can't record a tower with a Cacher, whose frames depend on those before them: "
         "detach the Cacher first"
     )
+
+
+def refuse_unnamed_rows() -> NoReturn:
+    """Raise what rows without names end in, where streams have been named before."""
+    raise ValueError(
+        "streams must name each row of the batch, because streams have been named since "
+        "the last reset(), and rows without a name would spoil each other. Names hold for "
+        "the thread or task that entered Cacher.streams: in an executor's thread enter it "
+        "there, or run the forward by asyncio.to_thread or contextvars.copy_context().run"
+    )
+
+
+def refuse_unnamed_videos(videos: int) -> NoReturn:
+    """Raise what the frames of several videos in one call end in, without names."""
+    raise ValueError(
+        f"the frames of {videos} videos in one call must have streams: name each frame's "
+        "with Cacher.streams, or compute them densely inside Cacher.paused"
+    )

@@ -50,7 +50,7 @@ class SelfCheck:
         call: LayerCall,
         x: Tensor,
         own: Tensor,
-        whole: Callable[[Tensor], list[Tensor]],
+        refreshed: Callable[[Tensor], list[Tensor]],
     ) -> None:
         """Compare a layer that has just run; where no frame is finite, it stays to be compared.
 
@@ -59,12 +59,12 @@ class SelfCheck:
             call: what it was called with.
             x: its input; left as it is.
             own: what its parts gave.
-            whole: takes the frames that were computed whole from a batch, [F, T, C] each.
+            refreshed: takes the frames that were computed densely from a batch, [F, T, C] each.
 
         Raises:
             LayerDiffers: the layer's own forward gives something else.
         """
-        layer, frames = self._tower.layers[number], whole(x)
+        layer, frames = self._tower.layers[number], refreshed(x)
         if not any(bool(finite_frames(some).any()) for some in frames):
             return
         found = call.again(self._densely[number], x.clone())
@@ -77,7 +77,7 @@ class SelfCheck:
         precision = _precision(x)
 
         def worst(one: Tensor, other: Tensor) -> float | None:
-            ways = zip(frames, whole(one), whole(other), strict=True)
+            ways = zip(frames, refreshed(one), refreshed(other), strict=True)
             shares = [difference(*each, precision) for each in ways]
             return max((share for share in shares if share is not None), default=None)
 
@@ -89,8 +89,8 @@ class SelfCheck:
             # Large logits, rounded in an eager attention or before it, make both imprecise.
             exact = self._in_float32(layer.module, call, x)
             imprecise = worst(exact, dense) if exact is not None else None
-            ours = worst(exact, own) if exact is not None else None
-            if ours is None or imprecise is None or not ours <= max(limit, 3 * imprecise):
+            of_parts = worst(exact, own) if exact is not None else None
+            if of_parts is None or imprecise is None or not of_parts <= max(limit, 3 * imprecise):
                 far = f"{share:.2g} of what it adds to a token"
                 self._refuse(number, f"differs from what its parts give by up to {far}")
         self._pending.discard(number)

@@ -179,6 +179,10 @@ class TowerSpec:
         """Channels a token (C)."""
         return self.layers[0].key.in_features
 
+    def next_norm(self, number: int) -> nn.Module | None:
+        """Return LN1 of the layer after; None: there is none."""
+        return self.layers[number + 1].norm1 if number + 1 < len(self.layers) else None
+
 
 class Family(Protocol):
     """What reads the towers of a family: a module with these two functions, or an object."""
