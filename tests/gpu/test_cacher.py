@@ -95,6 +95,32 @@ def test_a_selective_frame_waits_for_nothing(tower, clip):
             torch.cuda.set_sync_debug_mode("default")
 
 
+def test_frames_of_the_plain_schedule_wait_for_nothing(tower, clip):
+    tower, clip = tower.cuda(), clip.cuda()
+    config = CacherConfig.paper(refresh_interval=2, self_check=False)
+    with torch.inference_mode(), attach_cacher(tower, config) as cacher:
+        for frame in clip[:4]:
+            tower(frame[None])
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for frame in clip[4:9]:
+                tower(frame[None])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert cacher.stats.refreshes == 5
+
+
+def test_a_broken_frame_is_known_once_its_batch_has_run(tower, clip):
+    tower, clip = tower.cuda(), clip.cuda()
+    clip[0, 0, 3, 3] = torch.nan
+    config = CacherConfig.paper(refresh_interval=100)
+    with torch.inference_mode(), attach_cacher(tower, config) as cacher:
+        tower(clip[:1])
+        torch.cuda.synchronize()
+        assert tower(clip[1:2]).last_hidden_state.isfinite().all()
+        assert (cacher.stats.rejected, cacher.stats.refreshes) == (1, 2)
+
+
 def test_moved_between_frames_it_starts_anew(tower, clip):
     with (
         torch.inference_mode(),

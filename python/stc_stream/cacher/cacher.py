@@ -88,7 +88,8 @@ class CacherStats:
         restarts: references dropped because their stream's frames came in another size, dtype or
             on another device.
         evictions: streams forgotten for others, for `max_streams` or `max_bytes`.
-        rejected: refresh frames that were not finite, so that nothing was kept of them.
+        rejected: refresh frames that were not finite, so that nothing was kept of them, as far as
+            the device has told.
     """
 
     frames: int

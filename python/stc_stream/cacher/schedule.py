@@ -64,7 +64,9 @@ class RefreshScheduler:
     @property
     def counts(self) -> Counts:
         """What all batches came to that have run."""
-        return replace(self._counts, evictions=self._table.evictions)
+        broken = sum(stream.broken for stream in self._table.values())
+        counts = replace(self._counts, evictions=self._table.evictions)
+        return counts.plus(rejected=broken)
 
     @property
     def bytes(self) -> int:
@@ -162,17 +164,14 @@ class RefreshScheduler:
         stream = self._table.see(name)
         if known is None:
             stream.phase = self._phase(stream)
-        self._reject(stream)
+        self._reject(stream, frames)
         if stream.holds_reference and stream.pool is not draft.pool:
             stream.release()
             self._count(restarts=1)
         stream.age += 1
         if self._refreshes(frame, name, stream, frames):
             draft.refresh(frame)
-            if not frames.finite(frame):
-                stream.release()
-                self._count(rejected=1)
-            elif self._keeps:
+            if self._keeps:
                 pixels = None if frames.pixels is None else frames.pixels[frame]
                 self._table.hold(stream, draft.pool, pixels)
                 draft.save(frame, stream)
@@ -187,9 +186,14 @@ class RefreshScheduler:
         stream.frames += 1
         self._count(frames=1)
 
-    def _reject(self, stream: Stream) -> None:
-        """Take a stream's reference away if its frame did not come out finite."""
-        if stream.broken:
+    def _reject(self, stream: Stream, frames: BatchFrames) -> None:
+        """Take a stream's reference away if its frame was not finite, as far as that is known.
+
+        Only a reference in this same batch is waited for. One from a batch before is known once
+        that batch has run; until then it counts as finite.
+        """
+        broken = stream.broken if stream.frame is None else not frames.finite(stream.frame)
+        if broken:
             stream.release()
             self._count(rejected=1)
 
