@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import nn
 
 from stc_stream.towers import siglip
-from stc_stream.towers.tower import Entry, TowerSpec, part, stack
+from stc_stream.towers.tower import Entry, TowerSpec, stack, submodule
 
 
 def resembles(module: nn.Module) -> bool:
@@ -27,8 +27,8 @@ def read(module: nn.Module, path: str) -> TowerSpec:
     return TowerSpec(
         family="CLIP",
         path=path,
-        entries=(Entry(part(module, "encoder", None)),),
+        entries=(Entry(submodule(module, "encoder", None)),),
         layers=stack(module, "encoder.layers", siglip.read_layer),
-        embedding=part(module, "embeddings.patch_embedding", nn.Conv2d),
+        embedding=submodule(module, "embeddings.patch_embedding", nn.Conv2d),
         prefix_tokens=1,
     )

@@ -9,14 +9,14 @@ from stc_stream.towers.tower import (
     Projection,
     TowerLayer,
     TowerSpec,
+    chain,
     dropout,
-    first_part,
     first_setting,
-    in_a_row,
+    first_submodule,
     learned_tokens,
-    nothing_else,
-    part,
+    reject_unread_weights,
     stack,
+    submodule,
 )
 
 _ATTENTION = {"attention", "output", "q_proj", "k_proj", "v_proj", "o_proj"}
@@ -44,9 +44,9 @@ def read(module: nn.Module, path: str) -> TowerSpec:
         family="DINOv2",
         path=path,
         # transformers 5.0 tells the encoder nothing of attention maps that the model is asked for.
-        entries=(Entry(part(module, "encoder", None)), Entry(module)),
+        entries=(Entry(submodule(module, "encoder", None)), Entry(module)),
         layers=stack(module, "encoder.layer", read_layer),
-        embedding=part(module, "embeddings.patch_embeddings.projection", nn.Conv2d),
+        embedding=submodule(module, "embeddings.patch_embeddings.projection", nn.Conv2d),
         prefix_tokens=learned_tokens(module, "embeddings.cls_token") + registers,
     )
 
@@ -54,12 +54,14 @@ def read(module: nn.Module, path: str) -> TowerSpec:
 def read_layer(layer: nn.Module, where: str) -> TowerLayer:
     """Read a layer of DINOv2 or DINOv3."""
     scaled = {"norm1", "attention", "layer_scale1", "norm2", "mlp", "layer_scale2"}
-    nothing_else(layer, scaled, where)
-    nothing_else(part(layer, "attention", None, where), _ATTENTION, where)
-    attention = first_part(layer, ("attention.attention", "attention"), None, where)
+    reject_unread_weights(layer, scaled, where)
+    reject_unread_weights(submodule(layer, "attention", None, where), _ATTENTION, where)
+    attention = first_submodule(layer, ("attention.attention", "attention"), None, where)
     query, key, value = (
         Projection(
-            first_part(layer, (f"attention.attention.{old}", f"attention.{new}"), nn.Linear, where)
+            first_submodule(
+                layer, (f"attention.attention.{old}", f"attention.{new}"), nn.Linear, where
+            )
         )
         for old, new in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))
     )
@@ -67,15 +69,18 @@ def read_layer(layer: nn.Module, where: str) -> TowerLayer:
     return TowerLayer(
         module=layer,
         attention=attention,
-        norm1=part(layer, "norm1", None, where),
+        norm1=submodule(layer, "norm1", None, where),
         query=query,
         key=key,
         value=value,
-        output=in_a_row(
-            first_part(layer, outputs, nn.Linear, where), part(layer, "layer_scale1", None, where)
+        output=chain(
+            first_submodule(layer, outputs, nn.Linear, where),
+            submodule(layer, "layer_scale1", None, where),
         ),
-        norm2=part(layer, "norm2", None, where),
-        mlp=in_a_row(part(layer, "mlp", None, where), part(layer, "layer_scale2", None, where)),
+        norm2=submodule(layer, "norm2", None, where),
+        mlp=chain(
+            submodule(layer, "mlp", None, where), submodule(layer, "layer_scale2", None, where)
+        ),
         heads=first_setting(attention, ("num_attention_heads", "num_heads"), int, where),
         scale=first_setting(attention, ("scaling",), float, where),
         dropout=dropout(layer),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from stc_stream.towers import dinov2
-from stc_stream.towers.tower import Entry, TowerSpec, learned_tokens, part, stack
+from stc_stream.towers.tower import Entry, TowerSpec, learned_tokens, stack, submodule
 
 
 def resembles(module: nn.Module) -> bool:
@@ -28,7 +28,7 @@ def read(module: nn.Module, path: str) -> TowerSpec:
         path=path,
         entries=tuple(Entry(each) for each in dict.fromkeys((encoder, module))),
         layers=stack(encoder, "layer", dinov2.read_layer),
-        embedding=part(module, "embeddings.patch_embeddings", nn.Conv2d),
+        embedding=submodule(module, "embeddings.patch_embeddings", nn.Conv2d),
         prefix_tokens=learned_tokens(module, "embeddings.cls_token") + registers,
     )
 

@@ -10,14 +10,14 @@ from stc_stream.towers.tower import (
     Projection,
     TowerLayer,
     TowerSpec,
+    chain,
     dropout,
-    in_a_row,
     learned_tokens,
-    nothing_else,
-    optional_part,
-    part,
+    optional_submodule,
+    reject_unread_weights,
     setting,
     stack,
+    submodule,
 )
 
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "projection_layer", "q_norm", "k_norm"}
@@ -45,37 +45,37 @@ def read(module: nn.Module, path: str) -> TowerSpec:
         family="InternViT",
         path=path,
         # The model does not tell its encoder of the attention maps that it is asked for.
-        entries=(Entry(part(module, "encoder", None)), Entry(module)),
+        entries=(Entry(submodule(module, "encoder", None)), Entry(module)),
         layers=stack(module, "encoder.layer", _layer),
-        embedding=part(module, "embeddings.patch_embeddings.projection", nn.Conv2d),
+        embedding=submodule(module, "embeddings.patch_embeddings.projection", nn.Conv2d),
         prefix_tokens=learned_tokens(module, "embeddings.cls_token"),
     )
 
 
 def _layer(layer: nn.Module, where: str) -> TowerLayer:
-    attention = part(layer, "attention", None, where)
-    nothing_else(layer, _LAYER, where)
-    nothing_else(attention, _ATTENTION, where)
+    attention = submodule(layer, "attention", None, where)
+    reject_unread_weights(layer, _LAYER, where)
+    reject_unread_weights(attention, _ATTENTION, where)
     query, key, value = (
-        Projection(part(layer, f"attention.{name}_proj", nn.Linear, where)) for name in "qkv"
+        Projection(submodule(layer, f"attention.{name}_proj", nn.Linear, where)) for name in "qkv"
     )
     return TowerLayer(
         module=layer,
         attention=attention,
-        norm1=part(layer, "layernorm_before", None, where),
+        norm1=submodule(layer, "layernorm_before", None, where),
         query=query,
         key=key,
         value=value,
-        output=in_a_row(
-            part(layer, "attention.projection_layer", nn.Linear, where),
+        output=chain(
+            submodule(layer, "attention.projection_layer", nn.Linear, where),
             _layer_scale(layer, "lambda_1", where),
         ),
-        norm2=part(layer, "layernorm_after", None, where),
-        mlp=in_a_row(part(layer, "mlp", None, where), _layer_scale(layer, "lambda_2", where)),
+        norm2=submodule(layer, "layernorm_after", None, where),
+        mlp=chain(submodule(layer, "mlp", None, where), _layer_scale(layer, "lambda_2", where)),
         heads=setting(attention, "num_heads", int, where),
         scale=setting(attention, "scale", float, where),
-        query_norm=optional_part(attention, "q_norm"),
-        key_norm=optional_part(attention, "k_norm"),
+        query_norm=optional_submodule(attention, "q_norm"),
+        key_norm=optional_submodule(attention, "k_norm"),
         dropout=dropout(layer),
     )
 

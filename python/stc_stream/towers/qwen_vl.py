@@ -16,10 +16,10 @@ from stc_stream.towers.tower import (
     TowerLayer,
     TowerSpec,
     dropout,
-    nothing_else,
-    part,
+    reject_unread_weights,
     setting,
     stack,
+    submodule,
 )
 
 
@@ -44,27 +44,27 @@ def read(module: nn.Module, path: str) -> TowerSpec:
         path=path,
         entries=(Entry(module),),
         layers=layers,
-        embedding=part(module, "patch_embed.proj", None),
+        embedding=submodule(module, "patch_embed.proj", None),
         packed=True,
         windowed=not set(range(len(layers))) <= set(whole),
     )
 
 
 def _layer(layer: nn.Module, where: str) -> TowerLayer:
-    attention = part(layer, "attn", None, where)
-    nothing_else(layer, {"norm1", "attn", "norm2", "mlp"}, where)
-    nothing_else(attention, {"qkv", "proj"}, where)
-    qkv = part(layer, "attn.qkv", nn.Linear, where)
+    attention = submodule(layer, "attn", None, where)
+    reject_unread_weights(layer, {"norm1", "attn", "norm2", "mlp"}, where)
+    reject_unread_weights(attention, {"qkv", "proj"}, where)
+    qkv = submodule(layer, "attn.qkv", nn.Linear, where)
     return TowerLayer(
         module=layer,
         attention=attention,
-        norm1=part(layer, "norm1", None, where),
+        norm1=submodule(layer, "norm1", None, where),
         query=Projection(qkv, 0, 3),
         key=Projection(qkv, 1, 3),
         value=Projection(qkv, 2, 3),
-        output=part(layer, "attn.proj", nn.Linear, where),
-        norm2=part(layer, "norm2", None, where),
-        mlp=part(layer, "mlp", None, where),
+        output=submodule(layer, "attn.proj", nn.Linear, where),
+        norm2=submodule(layer, "norm2", None, where),
+        mlp=submodule(layer, "mlp", None, where),
         heads=setting(attention, "num_heads", int, where),
         scale=setting(attention, "scaling", float, where),
         dropout=dropout(layer),

@@ -14,11 +14,11 @@ from stc_stream.towers.tower import (
     TowerSpec,
     Unreadable,
     dropout,
-    nothing_else,
-    part,
+    reject_unread_weights,
     returns_tuple,
     setting,
     stack,
+    submodule,
 )
 
 
@@ -35,7 +35,7 @@ def read(module: nn.Module, path: str) -> TowerSpec:
     Raises:
         Unreadable: a part is missing.
     """
-    part(module, "embeddings", None)
+    submodule(module, "embeddings", None)
     embedding = getattr(module.embeddings, "patch_embedding", None)
     if isinstance(embedding, nn.Linear):
         raise Unreadable(
@@ -47,27 +47,29 @@ def read(module: nn.Module, path: str) -> TowerSpec:
             "embeds no image patches (embeddings.patch_embedding is not a torch.nn.Conv2d)"
         )
     layers = stack(module, "encoder.layers", read_layer)
-    return TowerSpec("SigLIP", path, (Entry(part(module, "encoder", None)),), layers, embedding)
+    return TowerSpec(
+        "SigLIP", path, (Entry(submodule(module, "encoder", None)),), layers, embedding
+    )
 
 
 def read_layer(layer: nn.Module, where: str) -> TowerLayer:
     """Read a layer of SigLIP or CLIP."""
-    attention = part(layer, "self_attn", None, where)
-    nothing_else(layer, {"layer_norm1", "self_attn", "layer_norm2", "mlp"}, where)
-    nothing_else(attention, {"q_proj", "k_proj", "v_proj", "out_proj"}, where)
+    attention = submodule(layer, "self_attn", None, where)
+    reject_unread_weights(layer, {"layer_norm1", "self_attn", "layer_norm2", "mlp"}, where)
+    reject_unread_weights(attention, {"q_proj", "k_proj", "v_proj", "out_proj"}, where)
     query, key, value = (
-        Projection(part(layer, f"self_attn.{name}_proj", nn.Linear, where)) for name in "qkv"
+        Projection(submodule(layer, f"self_attn.{name}_proj", nn.Linear, where)) for name in "qkv"
     )
     return TowerLayer(
         module=layer,
         attention=attention,
-        norm1=part(layer, "layer_norm1", None, where),
+        norm1=submodule(layer, "layer_norm1", None, where),
         query=query,
         key=key,
         value=value,
-        output=part(layer, "self_attn.out_proj", nn.Linear, where),
-        norm2=part(layer, "layer_norm2", None, where),
-        mlp=part(layer, "mlp", None, where),
+        output=submodule(layer, "self_attn.out_proj", nn.Linear, where),
+        norm2=submodule(layer, "layer_norm2", None, where),
+        mlp=submodule(layer, "mlp", None, where),
         heads=setting(attention, "num_heads", int, where),
         scale=setting(attention, "scale", float, where),
         dropout=dropout(layer),

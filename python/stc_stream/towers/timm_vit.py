@@ -15,13 +15,13 @@ from stc_stream.towers.tower import (
     Projection,
     TowerLayer,
     TowerSpec,
+    chain,
     dropout,
-    in_a_row,
-    nothing_else,
-    optional_part,
-    part,
+    optional_submodule,
+    reject_unread_weights,
     setting,
     stack,
+    submodule,
 )
 
 _ATTENTION = {"qkv", "q_norm", "k_norm", "norm", "proj"}
@@ -52,35 +52,37 @@ def read(module: nn.Module, path: str) -> TowerSpec:
         path=path,
         entries=tuple(Entry(module, name) for name in _METHODS if hasattr(module, name)),
         layers=tuple(replace(layer, dropout=max(layer.dropout, dropped)) for layer in layers),
-        embedding=part(module, "patch_embed.proj", nn.Conv2d),
+        embedding=submodule(module, "patch_embed.proj", nn.Conv2d),
         prefix_tokens=setting(module, "num_prefix_tokens", int),
     )
 
 
 def _layer(layer: nn.Module, where: str) -> TowerLayer:
-    attention = part(layer, "attn", None, where)
-    nothing_else(layer, _BLOCK, where)
-    nothing_else(attention, _ATTENTION, where)
-    qkv = part(layer, "attn.qkv", nn.Linear, where)
+    attention = submodule(layer, "attn", None, where)
+    reject_unread_weights(layer, _BLOCK, where)
+    reject_unread_weights(attention, _ATTENTION, where)
+    qkv = submodule(layer, "attn.qkv", nn.Linear, where)
     heads = setting(attention, "num_heads", int, where)
     # The post-norm block has the same parts but for these.
-    scales = [part(layer, name, None, where) for name in ("ls1", "ls2")]
+    scales = [submodule(layer, name, None, where) for name in ("ls1", "ls2")]
     return TowerLayer(
         module=layer,
         attention=attention,
-        norm1=part(layer, "norm1", None, where),
+        norm1=submodule(layer, "norm1", None, where),
         query=Projection(qkv, 0, 3),
         key=Projection(qkv, 1, 3),
         value=Projection(qkv, 2, 3),
-        output=in_a_row(
-            optional_part(attention, "norm"), part(layer, "attn.proj", nn.Linear, where), scales[0]
+        output=chain(
+            optional_submodule(attention, "norm"),
+            submodule(layer, "attn.proj", nn.Linear, where),
+            scales[0],
         ),
-        norm2=part(layer, "norm2", None, where),
-        mlp=in_a_row(part(layer, "mlp", None, where), scales[1]),
+        norm2=submodule(layer, "norm2", None, where),
+        mlp=chain(submodule(layer, "mlp", None, where), scales[1]),
         heads=heads,
         scale=setting(attention, "scale", float, where),
-        query_norm=_by_head(optional_part(attention, "q_norm"), heads),
-        key_norm=_by_head(optional_part(attention, "k_norm"), heads),
+        query_norm=_by_head(optional_submodule(attention, "q_norm"), heads),
+        key_norm=_by_head(optional_submodule(attention, "k_norm"), heads),
         dropout=dropout(layer),
     )
 

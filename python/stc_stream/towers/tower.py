@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Branch = Callable[[Tensor], Tensor]
-"""A part of a layer that maps tokens to tokens: a module, or several in a row."""
+"""A part of a layer that maps tokens to tokens: a module, or several chained."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +205,7 @@ class Unreadable(Exception):
     """A module that resembles a tower of a family lacks a part, or has one too many."""
 
 
-def part(parent: nn.Module, path: str, kind: type[nn.Module] | None, where: str = "") -> Any:
+def submodule(parent: nn.Module, path: str, kind: type[nn.Module] | None, where: str = "") -> Any:
     """Return the module at a dotted path.
 
     Args:
@@ -225,19 +225,19 @@ def part(parent: nn.Module, path: str, kind: type[nn.Module] | None, where: str 
     return found
 
 
-def first_part(
+def first_submodule(
     parent: nn.Module, paths: tuple[str, ...], kind: type[nn.Module] | None, where: str = ""
 ) -> Any:
-    """Return the module at the first of several paths that leads to one, as `part` does."""
+    """Return the module at the first of several paths that leads to one, as `submodule` does."""
     for path in paths[:-1]:
         try:
-            return part(parent, path, kind, where)
+            return submodule(parent, path, kind, where)
         except Unreadable:
             continue
-    return part(parent, paths[-1], kind, where)
+    return submodule(parent, paths[-1], kind, where)
 
 
-def optional_part(parent: nn.Module, name: str) -> nn.Module | None:
+def optional_submodule(parent: nn.Module, name: str) -> nn.Module | None:
     """Return a child, or None where there is none or one that does nothing."""
     found = getattr(parent, name, None)
     return found if isinstance(found, nn.Module) and not isinstance(found, nn.Identity) else None
@@ -290,13 +290,13 @@ def stack(
     Raises:
         Unreadable: there are none, or one lacks a part.
     """
-    layers = list(part(module, path, None))
+    layers = list(submodule(module, path, None))
     if not layers:
         raise Unreadable(f"has no layers ({path} is empty)")
     return tuple(read_layer(layer, f" in layer {number}") for number, layer in enumerate(layers))
 
 
-def nothing_else(parent: nn.Module, known: Collection[str], where: str) -> None:
+def reject_unread_weights(parent: nn.Module, known: Collection[str], where: str) -> None:
     """Refuse a module that has weights beside those that a family's layers have.
 
     What computes with them would be left out. Parts without weights (activations, dropout) are
@@ -319,17 +319,17 @@ def nothing_else(parent: nn.Module, known: Collection[str], where: str) -> None:
             raise Unreadable(f"has weights that are not read: {name}{where}")
 
 
-def in_a_row(*modules: nn.Module | Branch | None) -> Branch:
+def chain(*modules: nn.Module | Branch | None) -> Branch:
     """Return what maps tokens through one module after the other; None and identities are left out.
 
     At least one must be there that does something.
     """
-    chain = [part for part in modules if part is not None and not isinstance(part, nn.Identity)]
-    if len(chain) == 1:
-        return chain[0]
+    links = [each for each in modules if each is not None and not isinstance(each, nn.Identity)]
+    if len(links) == 1:
+        return links[0]
 
     def run(tokens: Tensor) -> Tensor:
-        for module in chain:
+        for module in links:
             tokens = module(tokens)
         return tokens
 
