@@ -1,7 +1,8 @@
 """Streaming Token Compression (arXiv 2512.00891) for vision towers and the tokens they make.
 
 `attach_cacher` makes a vision tower recompute only what changed since a reference frame,
-`TokenPruner` keeps the most novel tokens of each frame. Names are imported when they are first
+`TokenPruner` keeps the most novel tokens of each frame, and `StreamingSession` carries both into a
+video LLM that answers while frames come. Names are imported when they are first
 used, so that the `stc` command can report what is missing before torch is loaded.
 """
 
@@ -28,37 +29,60 @@ if TYPE_CHECKING:
         ScoreStrategy,
         TokenPruner,
     )
+    from stc_stream.session import (
+        Fed,
+        FullMemory,
+        MemoryFullError,
+        SessionProcessor,
+        SessionStats,
+        StreamingSession,
+        compressed,
+    )
 
 __all__ = [
     "Cacher",
     "CacherConfig",
     "CacherStats",
+    "Fed",
+    "FullMemory",
     "LayerRecord",
+    "MemoryFullError",
     "PrunedTokens",
     "PrunerConfig",
     "PruningStrategy",
     "RefreshPolicy",
     "ScoreStrategy",
+    "SessionProcessor",
+    "SessionStats",
     "StreamFrame",
+    "StreamingSession",
     "TokenPruner",
     "TokenSelection",
     "attach_cacher",
+    "compressed",
 ]
 
 _HOMES = {
     "Cacher": "cacher",
     "CacherConfig": "cacher",
     "CacherStats": "cacher",
+    "Fed": "session",
+    "FullMemory": "session",
     "LayerRecord": "cacher",
+    "MemoryFullError": "session",
     "PrunedTokens": "pruner",
     "PrunerConfig": "pruner",
     "PruningStrategy": "pruner",
     "RefreshPolicy": "cacher",
     "ScoreStrategy": "pruner",
+    "SessionProcessor": "session",
+    "SessionStats": "session",
     "StreamFrame": "cacher",
+    "StreamingSession": "session",
     "TokenPruner": "pruner",
     "TokenSelection": "cacher",
     "attach_cacher": "cacher",
+    "compressed": "session",
 }
 
 

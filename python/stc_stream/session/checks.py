@@ -1,0 +1,121 @@
+"""What a session is given, checked before anything is done with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stc_stream.session.models import VideoModel
+from stc_stream.session.processor import SessionProcessor
+
+
+def check_frames(frames: Any) -> Tensor:
+    """Return frames as a uint8 tensor [F, H, W, 3]."""
+    if isinstance(frames, np.ndarray):
+        if frames.dtype != np.uint8:
+            raise TypeError(f"frames must be uint8, but is {frames.dtype}")
+        # A reader's own buffer may be read-only, or flipped.
+        frames = torch.from_numpy(np.array(frames))
+    if not isinstance(frames, Tensor):
+        raise TypeError(f"frames must be a tensor or an array, but is a {type(frames).__name__}")
+    if frames.dtype != torch.uint8:
+        raise TypeError(f"frames must be uint8, but is {frames.dtype}")
+    if frames.dim() != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        raise ValueError(
+            "frames must have shape [frames, height, width, 3], with at least one frame, but has "
+            f"shape {list(frames.shape)}"
+        )
+    return frames
+
+
+def check_timestamps(
+    timestamps: Sequence[float] | None, frames: int, last: float | None
+) -> float | None:
+    """Check the frames' times, in seconds; return the last one, or the one before if none is given.
+
+    Args:
+        last: the time of the last frame before these.
+    """
+    if timestamps is None:
+        return last
+    times = [float(time) for time in timestamps]
+    if len(times) != frames:
+        raise ValueError(f"timestamps must be one a frame, {frames}, but are {len(times)}")
+    for before, time in zip([last, *times], times, strict=False):
+        if not math.isfinite(time):
+            raise ValueError(f"timestamps must be finite, but one is {time}")
+        if before is not None and time < before:
+            raise ValueError(f"timestamps must not go back, but {time} s follows {before} s")
+    return times[-1]
+
+
+def check_text(name: str, text: Any) -> str:
+    """Return a text that has something in it."""
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a str, but is a {type(text).__name__}")
+    if not text.strip():
+        raise ValueError(f"{name} must not be empty")
+    return text
+
+
+def check_count(name: str, value: Any) -> int:
+    """Return an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, but is {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, but is {value}")
+    return value
+
+
+def check_processor(processor: SessionProcessor, model: VideoModel) -> None:
+    """Refuse a processor of another model."""
+    token, size = processor.video_token_id, (processor.pixels.height, processor.pixels.width)
+    if token != model.video_token:
+        raise ValueError(
+            f"processor must be the model's: its {processor.video_token} is token {token}, but the "
+            f"model's is {model.video_token}"
+        )
+    if size != model.image_size:
+        raise ValueError(
+            f"processor must be the model's: it makes frames of {size[0]} × {size[1]} pixels, but "
+            f"the model takes {model.image_size[0]} × {model.image_size[1]}"
+        )
+    known, rows = len(processor.tokenizer), model.embedding.num_embeddings
+    if known > rows:
+        raise ValueError(
+            f"processor must be the model's: its tokenizer has {known} tokens, but the model {rows}"
+        )
+
+
+def check_positions(positions: Any, model: VideoModel) -> None:
+    """Refuse positions that are not known, or that the model's attention would misread."""
+    if positions not in ("kept", "contiguous"):
+        raise ValueError(f"positions must be 'kept' or 'contiguous', but is {positions!r}")
+    attention = str(getattr(model.llm.config, "_attn_implementation", ""))
+    if positions == "kept" and "flash" in attention:
+        raise ValueError(
+            f"positions must be 'contiguous' with attention {attention!r}, which reads gaps "
+            "between positions as several sequences: or load the model with "
+            "attn_implementation='sdpa'"
+        )
+
+
+def check_tokens(tokens: Tensor, first: int) -> None:
+    """Refuse tokens of frames that are not finite, which would spoil every later answer.
+
+    Args:
+        tokens: [F, T, D].
+        first: the number of the first of the frames in its stream.
+    """
+    broken = ~tokens.isfinite().flatten(1).all(dim=1)
+    if bool(broken.any()):
+        number = first + int(broken.nonzero()[0, 0])
+        raise ValueError(
+            f"frames must give finite tokens, but frame {number} of the stream does not: nothing "
+            "of this chunk was taken"
+        )

@@ -1,0 +1,182 @@
+"""A stock model's own video path, from processor to `generate`, with a Cacher and a Pruner."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stc_stream.cacher import CacherConfig
+from stc_stream.pruner import PrunerConfig
+from stc_stream.session import checks
+from stc_stream.session.models import VideoModel, read_model
+from stc_stream.session.pruning import KeptFrame, SessionPruner
+from stc_stream.session.tower import FRAMES_AT_ONCE, TowerLease, TowerPart
+
+
+@contextmanager
+def compressed(
+    model: Any,
+    *,
+    cacher: CacherConfig | TowerPart | None = None,
+    pruner: PrunerConfig | Any | None = None,
+) -> Iterator[Any]:
+    """Compress the videos that `model.generate` is given, as its own processor makes them.
+
+    Each video is a stream of its own. Kept tokens are renumbered without gaps, as a session has
+    them with `positions="contiguous"`. `generate` returns the caller's `input_ids` first, as it
+    does without; calls without a video go through untouched, and so does `forward`. Only this
+    instance is changed, and everything is restored on leaving.
+
+    Args:
+        model: a video LLM of transformers (docs/sessions.md lists the families).
+        cacher: how the tower runs, as in `StreamingSession`.
+        pruner: which tokens go on, as in `StreamingSession`.
+
+    Yields:
+        The model.
+
+    Raises:
+        TypeError: a model of no family that is known, a tower that can't be read, an argument of
+            another type.
+        ValueError: the model is compressed already; a budget above a frame's tokens; in
+            `generate`, pictures beside a video, or placeholders that are not the videos' own.
+    """
+    read = read_model(model)
+    if isinstance(model.__dict__.get("generate"), _Generate):
+        raise ValueError("the model is compressed already: leave that first")
+    generate = _Generate(read, cacher, pruner)
+    before = model.__dict__.get("generate")
+    model.generate = generate
+    try:
+        yield model
+    finally:
+        generate.release()
+        if before is None:
+            del model.generate
+        else:
+            model.generate = before
+
+
+class _Generate:
+    """`generate` of a model while it is compressed."""
+
+    def __init__(
+        self, model: VideoModel, cacher: CacherConfig | TowerPart | None, pruner: Any
+    ) -> None:
+        self._model = model
+        self._pruner = SessionPruner(pruner, model.tokens_per_frame)
+        self._tower = TowerLease(model, cacher)
+        self._densely = model.model.generate
+        functools.update_wrapper(self, self._densely)
+
+    def release(self) -> None:
+        """Give the tower back."""
+        self._tower.release()
+
+    def __call__(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        videos = kwargs.pop("pixel_values_videos", None)
+        if videos is None:
+            return self._densely(inputs, *args, **kwargs)
+        if kwargs.get("pixel_values") is not None:
+            raise ValueError("pixel_values must be None beside a video while a model is compressed")
+        ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        mask = kwargs.pop("attention_mask", None)
+        if not isinstance(ids, Tensor):
+            raise TypeError(f"input_ids must be a tensor, but is a {type(ids).__name__}")
+        with torch.no_grad():
+            short = self._shortened(ids, torch.ones_like(ids) if mask is None else mask, videos)
+        dropped = ids.shape[1] - short.ids.shape[1]
+        for limit in ("max_length", "min_length"):
+            if kwargs.get(limit) is not None:
+                kwargs[limit] -= dropped
+        output = self._densely(
+            None,
+            *args,
+            input_ids=short.ids,
+            inputs_embeds=short.inputs,
+            attention_mask=short.mask,
+            **kwargs,
+        )
+        return _with_prompt(output, ids, short.ids.shape[1])
+
+    def _shortened(self, ids: Tensor, mask: Tensor, videos: Tensor) -> _Shortened:
+        """Return the prompts with the kept tokens of their videos.
+
+        Args:
+            ids, mask: as `generate` takes them, [B, S].
+            videos: pixels, [V, F, 3, H, W].
+        """
+        model, span = self._model, self._model.tokens_per_frame
+        after = model.after_video()
+        places = ids == model.video_token
+        wanted = len(videos) * (videos.shape[1] * span + len(after))
+        if int(places.sum()) != wanted:
+            raise ValueError(
+                f"input_ids must hold {wanted} times the video token {model.video_token}, for "
+                f"{len(videos)} videos of {videos.shape[1]} frames, but holds it "
+                f"{int(places.sum())} times"
+            )
+        like = model.pixels_like
+        features, left = [], []
+        for video in videos.to(like.device, like.dtype):
+            frames = self._kept(video)
+            features += [frame.tokens for frame in frames] + [after.to(frames[0].tokens)]
+            for frame in frames:
+                left.append(torch.zeros(span, dtype=torch.bool, device=ids.device))
+                left[-1][frame.index.to(ids.device)] = True
+            left.append(torch.ones(len(after), dtype=torch.bool, device=ids.device))
+        keep = ~places
+        keep[places] = torch.cat(left)
+        inputs = model.embedding(ids)
+        # Placeholders and tokens are both in order of rows, then of places.
+        inputs[places & keep] = torch.cat(features).to(inputs)
+        return _left_padded(ids, inputs, mask, keep)
+
+    def _kept(self, video: Tensor) -> list[KeptFrame]:
+        """Return what is kept of the frames of a video, [F, 3, H, W]."""
+        try:
+            tokens = torch.cat([self._tower.encode(part) for part in video.split(FRAMES_AT_ONCE)])
+        finally:
+            self._tower.restart()
+        checks.check_tokens(tokens, 0)
+        return self._pruner.copy().keep(tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class _Shortened:
+    """Prompts without what was dropped: ids and mask [B, S], inputs [B, S, D]."""
+
+    ids: Tensor
+    inputs: Tensor
+    mask: Tensor
+
+
+def _left_padded(ids: Tensor, inputs: Tensor, mask: Tensor, keep: Tensor) -> _Shortened:
+    """Leave what is kept of each row, at the right, behind padding where rows differ."""
+    longest = int(keep.sum(dim=1).max())
+    # A stable sort brings what is dropped to the front, and leaves the rest in order.
+    order = keep.long().sort(dim=1, stable=True).indices[:, -longest:]
+    kept = keep.gather(1, order)
+    short = mask.gather(1, order) * kept
+    return _Shortened(
+        ids.gather(1, order),
+        inputs.gather(1, order[..., None].expand(-1, -1, inputs.shape[2])),
+        short,
+    )
+
+
+def _with_prompt(output: Any, ids: Tensor, length: int) -> Any:
+    """Put the caller's prompts in the place of the shortened ones, of so many tokens."""
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    prompts = ids.repeat_interleave(len(sequences) // len(ids), dim=0).to(sequences.device)
+    whole = torch.cat([prompts, sequences[:, length:]], dim=1)
+    if isinstance(output, Tensor):
+        return whole
+    output.sequences = whole
+    return output

@@ -1,0 +1,30 @@
+"""How a video LLM turns frames into its LLM's inputs: one file a family."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from stc_stream.session.models import llava_onevision
+from stc_stream.session.models.llava_onevision import LlavaOnevision
+from stc_stream.session.models.model import VideoModel
+
+__all__ = ["FAMILIES", "VideoModel", "read_model"]
+
+FAMILIES = ((llava_onevision.resembles, LlavaOnevision),)
+"""For each family, what recognises its models, and what reads them."""
+
+
+def read_model(model: nn.Module) -> VideoModel:
+    """Return a video LLM as a session uses it.
+
+    Raises:
+        TypeError: not a model of a family that is known.
+    """
+    for resembles, family in FAMILIES:
+        if resembles(model):
+            return family(model)
+    known = ", ".join(family.family for _, family in FAMILIES)
+    raise TypeError(
+        f"model must be a video LLM of transformers, with its LLM and its head, of these families: "
+        f"{known}; but is a {type(model).__name__}"
+    )

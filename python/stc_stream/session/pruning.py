@@ -1,0 +1,72 @@
+"""A session's Pruner: a copy of its own, called frame by frame, so that chunks don't matter."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stc_stream.pruner import PrunerConfig, TokenPruner
+
+
+@dataclass(frozen=True, eq=False)
+class KeptFrame:
+    """What is kept of a frame: tokens [k, D], and their places in it, int64 [k]."""
+
+    tokens: Tensor
+    index: Tensor
+
+
+class SessionPruner:
+    """The Pruner of one stream.
+
+    Args:
+        pruner: a `PrunerConfig`; a `TokenPruner` or another callable that gives `tokens` and
+            `index`, which is copied; or None, which keeps everything.
+        tokens_per_frame: what the model makes of a frame.
+
+    Raises:
+        TypeError: `pruner` is none of these.
+        ValueError: a budget above a frame's tokens.
+    """
+
+    def __init__(self, pruner: Any, tokens_per_frame: int) -> None:
+        if isinstance(pruner, PrunerConfig):
+            pruner = TokenPruner(pruner)
+        elif pruner is not None and not callable(pruner):
+            raise TypeError(
+                "pruner must be a PrunerConfig, a TokenPruner or None, but is a "
+                f"{type(pruner).__name__}"
+            )
+        kept = getattr(getattr(pruner, "config", None), "tokens_per_frame", None)
+        if kept is not None and kept > tokens_per_frame:
+            raise ValueError(
+                f"tokens_per_frame must be in 1..{tokens_per_frame}, the tokens that the model "
+                f"makes of a frame, but is {kept}"
+            )
+        self._pruner = copy.deepcopy(pruner)
+        self.reset()
+
+    def keep(self, tokens: Tensor) -> list[KeptFrame]:
+        """Return what is kept of consecutive frames, [F, T, D]."""
+        if self._pruner is None:
+            everything = torch.arange(tokens.shape[1], device=tokens.device)
+            return [KeptFrame(frame, everything) for frame in tokens]
+        kept = []
+        for frame in tokens.split(1):
+            pruned = self._pruner(frame)
+            # A list of one tensor, or a tensor of one row: the same here.
+            kept.append(KeptFrame(pruned.tokens[0], pruned.index[0]))
+        return kept
+
+    def copy(self) -> SessionPruner:
+        """Return one with the same past, which goes its own way."""
+        return copy.deepcopy(self)
+
+    def reset(self) -> None:
+        """Forget the past."""
+        if hasattr(self._pruner, "reset"):
+            self._pruner.reset()

@@ -1,0 +1,214 @@
+"""A stream's way into the LLM: what was fed, what is held, and where the next token goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from stc_stream.cacher import CacherConfig
+from stc_stream.session import checks
+from stc_stream.session.answer import Answer
+from stc_stream.session.memory import Memory, MemoryFullError, SessionCache
+from stc_stream.session.models import VideoModel
+from stc_stream.session.processor import SessionProcessor
+from stc_stream.session.pruning import KeptFrame, SessionPruner
+from stc_stream.session.results import Fed
+from stc_stream.session.tower import FRAMES_AT_ONCE, TowerLease, TowerPart
+
+Positions = Literal["kept", "contiguous"]
+
+PREFILL_AT_ONCE = 4096
+"""Tokens that go through the LLM together, so that its attention mask stays small."""
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """What a session was made with, which never changes.
+
+    Attributes:
+        model, processor: as read.
+        cacher, memory, positions: as given.
+        before: the tokens before a video in a prompt.
+    """
+
+    model: VideoModel
+    processor: SessionProcessor
+    cacher: CacherConfig | TowerPart | None
+    memory: Memory
+    positions: Positions
+    before: list[int]
+
+    def open(self) -> SessionCache:
+        """Return an empty memory."""
+        return self.memory.open(self.model.model.config.get_text_config())
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stream is: frames, tokens seen, the next position, the last frame's time."""
+
+    frames: int = 0
+    tokens_seen: int = 0
+    position: int = 0
+    timestamp: float | None = None
+
+
+class Stream:
+    """A stream of frames and the memory of it. One thread at a time.
+
+    Attributes:
+        progress: how far it is.
+        cache: its keys and values.
+    """
+
+    def __init__(self, settings: Settings, pruner: SessionPruner) -> None:
+        self._settings = settings
+        self._pruner = pruner
+        self._shares = False
+        self.progress = Progress()
+        self.cache = settings.open()
+        self._tower = TowerLease(settings.model, settings.cacher)
+
+    def feed(self, frames: Tensor, timestamps: Sequence[float] | None) -> Fed:
+        """Take frames in, or none of them after an error.
+
+        Args:
+            frames: uint8 [F, H, W, 3].
+        """
+        progress, model = self.progress, self._settings.model
+        last = checks.check_timestamps(timestamps, len(frames), progress.timestamp)
+        count = len(frames) * model.tokens_per_frame
+        if self._settings.positions == "kept":
+            self._check_positions(count)
+        if self._shares:
+            self.cache.own()
+            self._shares = False
+        clock = _Clock(model.device)
+        with torch.no_grad(), self._all_or_nothing():
+            kept = self._keep(frames, clock)
+            position = self._prefill(kept)
+            clock.lap("prefill")
+        self.progress = Progress(
+            progress.frames + len(frames), progress.tokens_seen + count, position, last
+        )
+        index = tuple(frame.index for frame in kept)
+        return Fed(len(frames), count, sum(map(len, index)), index, clock.seconds)
+
+    def ask(self, question: str) -> Answer:
+        """Put a question behind the frames so far, in a fork."""
+        settings, model, watched = self._settings, self._settings.model, self.progress.frames > 0
+        prompt = settings.processor.prompt(question, video=watched)
+        if watched and prompt.before != settings.before:
+            raise ValueError("the chat template must put a video before the question")
+        with torch.no_grad():
+            inputs = model.embed(prompt.after if watched else prompt.before)
+            if watched:
+                inputs = torch.cat([model.after_video(), inputs])
+            self._check_positions(len(inputs))
+            return Answer(model, self.cache.borrow(), inputs, self.progress.position)
+
+    def fork(self) -> Stream:
+        """Return a stream that starts with what this one holds."""
+        other = Stream(self._settings, self._pruner.copy())
+        other.progress = self.progress
+        other.cache = self.cache.fork()
+        other._shares = True
+        return other
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._tower.restart()
+        self._pruner.reset()
+        self.cache = self._settings.open()
+        self.progress, self._shares = Progress(), False
+
+    def release(self) -> None:
+        """Give the tower back."""
+        self._tower.release()
+
+    def _check_positions(self, count: int) -> None:
+        position, context = self.progress.position, self._settings.model.context
+        if position + count > context:
+            raise MemoryFullError(
+                f"the model's context has {context} positions, of which {position} are taken and "
+                f"{count} more are needed: nothing was lost. Reset the session, or keep fewer "
+                "tokens with positions='contiguous'"
+            )
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Undo what was done to the stream if it is not finished."""
+        pruner, held = self._pruner.copy(), self.cache.get_seq_length()
+        try:
+            yield
+        except BaseException:
+            self._pruner = pruner
+            self._tower.restart()
+            self.cache.roll_back(held)
+            raise
+
+    def _keep(self, frames: Tensor, clock: _Clock) -> list[KeptFrame]:
+        """Run the tower and the Pruner; return what is kept of each frame."""
+        settings, like = self._settings, self._settings.model.pixels_like
+        kept: list[KeptFrame] = []
+        for part in frames.split(FRAMES_AT_ONCE):
+            pixels = settings.processor.pixels(part.to(like.device)).to(like.dtype)
+            clock.lap("preprocess")
+            tokens = self._tower.encode(pixels)
+            checks.check_tokens(tokens, self.progress.frames + len(kept))
+            clock.lap("tower")
+            kept += self._pruner.keep(tokens)
+            clock.lap("prune")
+        return kept
+
+    def _prefill(self, kept: list[KeptFrame]) -> int:
+        """Write kept tokens into the memory; return the position after them."""
+        settings, model, position = self._settings, self._settings.model, self.progress.position
+        counts = [len(frame.index) for frame in kept]
+        before = [] if self.progress.frames else settings.before
+        self.cache.reserve([len(before), *counts])
+        if settings.positions == "contiguous":
+            self._check_positions(len(before) + sum(counts))
+        inputs = [model.embed(before)]
+        places = [model.text_positions(position, len(before))]
+        position += len(before)
+        for frame, count in zip(kept, counts, strict=True):
+            inputs.append(frame.tokens.to(inputs[0]))
+            if settings.positions == "kept":
+                places.append(model.frame_positions(position, frame.index))
+                position += model.tokens_per_frame
+            else:
+                places.append(model.text_positions(position, count))
+                position += count
+        for part, where in zip(
+            torch.cat(inputs).split(PREFILL_AT_ONCE),
+            torch.cat(places, dim=1).split(PREFILL_AT_ONCE, dim=1),
+            strict=True,
+        ):
+            model.run(part, where, self.cache)
+        return position
+
+
+class _Clock:
+    """Seconds of each stage; a GPU finishes one before the next is timed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[str, float] = {}
+        self._device = device
+        self._start = self._now()
+
+    def lap(self, stage: str) -> None:
+        now = self._now()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._start
+        self._start = now
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()

@@ -1,0 +1,156 @@
+"""The tower of a model, as the sessions on that model share it."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from stc_stream.cacher import Cacher, CacherConfig, attach_cacher
+from stc_stream.session.models import VideoModel
+
+FRAMES_AT_ONCE = 16
+"""Frames to give a tower together, so that long videos need no more memory than short ones."""
+
+
+class TowerPart(Protocol):
+    """What may run in a tower in a Cacher's place: frame skipping, merging of tokens."""
+
+    def attach(self, tower: nn.Module) -> AbstractContextManager[Any]:
+        """Put it on a tower until the context manager is left."""
+
+
+class TowerLease:
+    """A session's use of its model's tower: a stream of its own there, until `release`.
+
+    Sessions on one model share the tower and its Cacher, whose settings must be the same; those
+    without a Cacher run densely beside it.
+
+    Args:
+        model: the session's model.
+        cacher: settings of a Cacher, another part for the tower, or None.
+
+    Raises:
+        TypeError: `cacher` is none of these; a tower that can't be read.
+        ValueError: another session on the model has another `cacher`.
+    """
+
+    def __init__(self, model: VideoModel, cacher: CacherConfig | TowerPart | None) -> None:
+        if not (cacher is None or isinstance(cacher, CacherConfig) or hasattr(cacher, "attach")):
+            raise TypeError(
+                "cacher must be a CacherConfig, an object with attach(tower), or None, but is a "
+                f"{type(cacher).__name__}"
+            )
+        self.cacher = cacher
+        self.stream = f"session {next(_NUMBERS)}"
+        self._model = model
+        with _LOCK:
+            shared = _SHARED.setdefault(model.tower, _SharedTower())
+            shared.join(model, cacher)
+        self._shared = shared
+        self._finalizer = weakref.finalize(self, _leave, shared, cacher, self.stream)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Return the tokens of frames of this session's stream, [F, T, D]."""
+        names = [self.stream] * len(pixels) if isinstance(self.cacher, CacherConfig) else None
+        return self._shared.run(self._model.encode, pixels, names)
+
+    def restart(self) -> None:
+        """Forget the stream's past: its next frame is a refresh."""
+        self._shared.forget(self.stream)
+
+    def release(self) -> None:
+        """Give the tower back; again is harmless. The last one takes the Cacher off."""
+        self._finalizer()
+
+
+class _SharedTower:
+    """What is on one tower now, and for how many sessions."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._running = False
+        self._leaving: list[tuple[CacherConfig | TowerPart | None, str]] = []
+        self._users: list[CacherConfig | TowerPart | None] = []
+        self._attached: AbstractContextManager[Any] | None = None
+
+    def join(self, model: VideoModel, cacher: CacherConfig | TowerPart | None) -> None:
+        """Count a session, and attach its Cacher if it is the first that has one."""
+        with self._lock:
+            other = next((user for user in self._users if user is not None), None)
+            exclusive = not isinstance(cacher, CacherConfig | None)
+            if (exclusive and self._users) or not isinstance(other, CacherConfig | None):
+                raise ValueError(
+                    "cacher must be a CacherConfig or None where several sessions share a model: "
+                    "an object with attach(tower) has the tower to itself"
+                )
+            if cacher is not None and other is not None and cacher != other:
+                raise ValueError(
+                    f"cacher must be {other} or None, as in the other sessions on this model, but "
+                    f"is {cacher}"
+                )
+            if cacher is not None and other is None:
+                self._attached = _attach(model, cacher)
+            self._users.append(cacher)
+
+    def leave(self, cacher: CacherConfig | TowerPart | None, stream: str) -> None:
+        """Forget a session and its stream, and detach the Cacher after the last that has one."""
+        with self._lock:
+            if self._running:
+                # A session is collected in the middle of another one's forward.
+                self._leaving.append((cacher, stream))
+                return
+            self._users.remove(cacher)
+            self.forget(stream)
+            if self._attached is not None and not any(user is not None for user in self._users):
+                attached, self._attached = self._attached, None
+                attached.__exit__(None, None, None)
+
+    def run(
+        self, encode: Callable[[Tensor], Tensor], pixels: Tensor, names: list[str] | None
+    ) -> Tensor:
+        """Run the tower, one session at a time."""
+        # Not every version of transformers can collect hidden states in two threads at once.
+        with self._lock:
+            self._running = True
+            try:
+                with self._scope(names):
+                    return encode(pixels)
+            finally:
+                self._running = False
+                while self._leaving:
+                    self.leave(*self._leaving.pop())
+
+    def forget(self, stream: str) -> None:
+        """Have the Cacher forget a stream."""
+        if isinstance(self._attached, Cacher):
+            # Not known where it has had no frame, or was evicted.
+            with suppress(ValueError):
+                self._attached.reset(stream)
+
+    def _scope(self, names: list[str] | None) -> AbstractContextManager[Any]:
+        if not isinstance(self._attached, Cacher):
+            return nullcontext()
+        return self._attached.paused() if names is None else self._attached.streams(names)
+
+
+def _attach(model: VideoModel, cacher: CacherConfig | TowerPart) -> AbstractContextManager[Any]:
+    if isinstance(cacher, CacherConfig):
+        return attach_cacher(model.model, cacher)
+    attached = cacher.attach(model.tower)
+    attached.__enter__()
+    return attached
+
+
+def _leave(shared: _SharedTower, cacher: CacherConfig | TowerPart | None, stream: str) -> None:
+    shared.leave(cacher, stream)
+
+
+_NUMBERS = itertools.count()
+_LOCK = threading.RLock()
+_SHARED: weakref.WeakKeyDictionary[nn.Module, _SharedTower] = weakref.WeakKeyDictionary()

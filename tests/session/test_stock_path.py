@@ -1,0 +1,189 @@
+"""A session's logits and answers are the stock model's, where both see the same tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from session.conftest import QUESTION
+
+from stc_stream import CacherConfig, PrunerConfig, StreamingSession
+
+EVERYTHING = {"cacher": CacherConfig.paper(update_ratio=1.0), "pruner": PrunerConfig.paper(16)}
+
+
+@pytest.mark.parametrize("positions", ["kept", "contiguous"])
+@pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["dense", "everything kept"])
+@pytest.mark.parametrize("count", [1, 5])
+def test_logits_are_the_stock_models(case, frames, positions, settings, count):
+    with StreamingSession(case.model, case.processor, positions=positions, **settings) as session:
+        session.feed(frames[:count])
+        found = session.logits(QUESTION)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, case.logits(frames[:count]), atol=1e-4, rtol=0)
+
+
+def test_another_question_is_behind_the_same_frames(case, frames):
+    with StreamingSession(case.model, case.processor) as session:
+        session.feed(frames[:3])
+        for question in ("Why?", "And who is it that sits there?"):
+            expected = case.logits(frames[:3], question)
+            torch.testing.assert_close(session.logits(question), expected, atol=1e-4, rtol=0)
+
+
+def test_a_question_between_frames(case, frames):
+    with StreamingSession(case.model, case.processor) as session:
+        for count in range(1, 5):
+            session.feed(frames[count - 1 : count])
+            found = session.logits(QUESTION)
+            torch.testing.assert_close(found, case.logits(frames[:count]), atol=1e-4, rtol=0)
+
+
+def test_a_question_before_any_frame_is_text_alone(case):
+    ids = torch.tensor([case.processor.prompt(QUESTION, video=False).before])
+    assert case.video_token not in ids
+    with torch.no_grad():
+        expected = case.model(input_ids=ids).logits[0, -1]
+    with StreamingSession(case.model, case.processor) as session:
+        torch.testing.assert_close(session.logits(QUESTION), expected, atol=1e-5, rtol=0)
+
+
+def test_an_answer_is_what_generate_gives(case, frames):
+    inputs = case.inputs(frames[:4])
+    tokens = case.model.generate(**inputs, do_sample=False, max_new_tokens=12)
+    new = tokens[0, inputs["input_ids"].shape[1] :]
+    expected = case.processor.tokenizer.decode(new, skip_special_tokens=True)
+    chosen = []
+
+    def choose(logits):
+        chosen.append(int(logits.argmax()))
+        return chosen[-1]
+
+    with StreamingSession(case.model, case.processor) as session:
+        session.feed(frames[:4])
+        assert session.ask(QUESTION, max_new_tokens=12) == expected
+        pieces = session.ask(QUESTION, max_new_tokens=12, stream=True, choose=choose)
+        assert "".join(pieces) == expected
+    assert chosen == new.tolist()
+
+
+def test_an_answer_ends_at_the_stop_token(case, frames):
+    stop = case.processor.tokenizer.eos_token_id
+    letter = case.processor.tokenizer("a")["input_ids"][0]
+    tokens = iter([letter, letter, stop])
+    with StreamingSession(case.model, case.processor) as session:
+        session.feed(frames[:1])
+        assert session.ask(QUESTION, choose=lambda logits: next(tokens)) == "aa"
+    assert not list(tokens)
+
+
+def test_characters_of_several_tokens_come_whole(case):
+    tokens = iter(case.processor.tokenizer("aö€b")["input_ids"])
+    with StreamingSession(case.model, case.processor) as session:
+        pieces = session.ask("?", 7, stream=True, choose=lambda logits: next(tokens))
+        assert list(pieces) == ["a", "ö", "€", "b"]
+
+
+def test_scores_are_log_probabilities_of_the_stock_model(case, frames):
+    answers = ["yes", "no", "A", "a long answer"]
+    inputs = case.inputs(frames[:3])
+    expected = []
+    for answer in answers:
+        ids = torch.tensor([case.processor.tokenizer(answer)["input_ids"]])
+        whole = torch.cat([inputs["input_ids"], ids], dim=1)
+        with torch.no_grad():
+            logits = case.model(
+                input_ids=whole, pixel_values_videos=inputs["pixel_values_videos"]
+            ).logits[0]
+        ours = logits[-ids.shape[1] - 1 : -1].log_softmax(-1)
+        expected.append(ours[range(ids.shape[1]), ids[0]].sum())
+    with StreamingSession(case.model, case.processor) as session:
+        session.feed(frames[:3])
+        before = session.logits(QUESTION)
+        found = session.score(QUESTION, answers)
+        torch.testing.assert_close(found, torch.stack(expected), atol=1e-4, rtol=0)
+        assert torch.equal(session.logits(QUESTION), before)
+
+
+def test_kept_positions_equal_the_whole_run_with_dropped_tokens_masked(case, frames):
+    with StreamingSession(case.model, case.processor, pruner=PrunerConfig.paper(5)) as session:
+        fed = session.feed(frames[:4])
+        found = session.logits(QUESTION)
+    whole = case.embedded(frames[:4])
+    first = len(case.processor.prompt(QUESTION, video=True).before)
+    seen = torch.ones(len(whole), dtype=torch.bool)
+    seen[first : first + 64] = False
+    for number, index in enumerate(fed.index):
+        seen[first + 16 * number + index] = True
+    assert int(seen.sum()) == len(whole) - 64 + 20
+    mask = torch.ones(len(whole), len(whole), dtype=torch.bool).tril() & seen
+    # A dropped token sees itself, so that its row is not empty; nobody sees it.
+    mask |= torch.eye(len(whole), dtype=torch.bool)
+    added = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    with torch.no_grad():
+        expected = case.model(inputs_embeds=whole[None], attention_mask=added[None, None]).logits
+    torch.testing.assert_close(found, expected[0, -1], atol=1e-5, rtol=0)
+
+
+def test_contiguous_positions_equal_a_run_of_the_kept_tokens_alone(case, frames):
+    settings = {"pruner": PrunerConfig.paper(5), "positions": "contiguous"}
+    with StreamingSession(case.model, case.processor, **settings) as session:
+        fed = session.feed(frames[:4])
+        found = session.logits(QUESTION)
+    whole = case.embedded(frames[:4])
+    first = len(case.processor.prompt(QUESTION, video=True).before)
+    rows = [torch.arange(first)]
+    rows += [first + 16 * number + index for number, index in enumerate(fed.index)]
+    rows += [torch.arange(first + 64, len(whole))]
+    with torch.no_grad():
+        expected = case.model(inputs_embeds=whole[torch.cat(rows)][None]).logits[0, -1]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_the_pruner_is_the_one_of_its_own_page(case, frames):
+    from stc_stream import TokenPruner
+
+    with torch.no_grad():
+        tokens = case.model.model.get_video_features(
+            case.pixels(frames), return_dict=True
+        ).pooler_output[0, : 16 * 8]
+    expected = TokenPruner(PrunerConfig.paper(6))(tokens.view(8, 16, -1)).index
+    with StreamingSession(case.model, case.processor, pruner=PrunerConfig.paper(6)) as session:
+        fed = session.feed(frames)
+    assert torch.equal(torch.stack(fed.index), expected)
+    assert (fed.frames, fed.tokens, fed.kept) == (8, 128, 48)
+    assert list(fed.seconds) == ["preprocess", "tower", "prune", "prefill"]
+
+
+def test_frames_of_several_sizes_and_kinds(case, frames):
+    small = frames[:, :20, :20]
+    with StreamingSession(case.model, case.processor) as session:
+        session.feed(frames[:2].numpy())
+        session.feed(small[2:4].flip(2))
+        found = session.logits(QUESTION)
+    pixels = torch.cat([case.pixels(frames[:2]), case.pixels(small[2:4].flip(2))], dim=1)
+    inputs = {**case.inputs(frames[:4]), "pixel_values_videos": pixels}
+    with torch.no_grad():
+        expected = case.model(**inputs).logits[0, -1]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_long_chunks_are_taken_in_parts(case, generator):
+    frames = torch.randint(0, 256, (37, 32, 32, 3), generator=generator, dtype=torch.uint8)
+    with StreamingSession(case.model, case.processor) as session:
+        session.feed(frames)
+        found = session.logits(QUESTION)
+    torch.testing.assert_close(found, case.logits(frames), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(case, frames, dtype):
+    case.model.to(dtype)
+    with StreamingSession(case.model, case.processor) as session:
+        session.feed(frames[:3])
+        found = session.logits(QUESTION)
+    inputs = case.inputs(frames[:3])
+    pixels = inputs["pixel_values_videos"].to(dtype)
+    with torch.no_grad():
+        expected = case.model(inputs["input_ids"], pixel_values_videos=pixels).logits[0, -1]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected.float(), atol=0.1, rtol=0)
