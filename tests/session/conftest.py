@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from stc_stream.session.processor import SessionProcessor
-from stc_stream.session.untrained import LlavaSizes, build_llava_onevision
+if TYPE_CHECKING:
+    from stc_stream import SessionProcessor
 
 QUESTION = "What is on the table?"
 
@@ -62,6 +62,9 @@ class Case:
 
 def make_case(seed: int, **sizes: Any) -> Case:
     """Return a model whose logits hang on every frame, and on their order."""
+    # Not above: transformers looks for torchvision once, before the path to it is known.
+    from stc_stream.session.untrained import LlavaSizes, build_llava_onevision
+
     model, processor = build_llava_onevision(LlavaSizes(**sizes), seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -97,9 +97,7 @@ class Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         known = {
-            value.untyped_storage().data_ptr()
-            for value in args
-            if isinstance(value, torch.Tensor)
+            value.untyped_storage().data_ptr() for value in args if isinstance(value, torch.Tensor)
         }
         result = function(*args, **(kwargs or {}))
         if function is torch.ops.aten.copy_.default:

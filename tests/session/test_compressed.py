@@ -1,0 +1,173 @@
+"""`compressed`: the stock model's own video path, with fewer tokens of each frame."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from session.conftest import QUESTION, steps_of_a_quarter
+from session.test_tower import is_plain
+
+from stc_stream import CacherConfig, PrunerConfig, StreamingSession, compressed
+
+GREEDY = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 0}
+
+
+def test_keeping_everything_gives_what_the_stock_model_gives(case, frames):
+    inputs = case.inputs(frames[:4])
+    expected = case.model.generate(**inputs, **GREEDY)
+    with compressed(case.model, pruner=PrunerConfig.paper(16)) as model:
+        assert model is case.model
+        assert torch.equal(model.generate(**inputs, **GREEDY), expected)
+    with compressed(case.model):
+        assert torch.equal(case.model.generate(**inputs, **GREEDY), expected)
+
+
+@pytest.mark.parametrize("cacher", [None, CacherConfig.paper(refresh_interval=3)])
+def test_it_answers_as_a_session_does(case, generator, cacher):
+    clip = steps_of_a_quarter(6, generator)
+    settings = {"cacher": cacher, "pruner": PrunerConfig.paper(5)}
+    inputs = case.inputs(clip)
+    prompt = inputs["input_ids"].shape[1]
+    chosen, steps = [], []
+
+    def choose(logits):
+        steps.append(logits)
+        chosen.append(int(logits.argmax()))
+        return chosen[-1]
+
+    with StreamingSession(
+        case.model, case.processor, positions="contiguous", **settings
+    ) as session:
+        session.feed(clip)
+        session.ask(QUESTION, 8, choose=choose)
+    for _ in range(2):
+        # Each call's video is a stream of its own: the second is as the first.
+        with compressed(case.model, **settings):
+            output = case.model.generate(
+                **inputs, **GREEDY, return_dict_in_generate=True, output_logits=True
+            )
+        assert torch.equal(output.sequences[:, :prompt], inputs["input_ids"])
+        assert output.sequences[0, prompt:].tolist() == chosen
+        found = torch.cat(output.logits)[: len(steps)]
+        torch.testing.assert_close(found, torch.stack(steps)[: len(found)], atol=1e-4, rtol=0)
+    assert is_plain(case.model)
+
+
+def test_each_call_starts_anew(case, generator):
+    clip = steps_of_a_quarter(5, generator)
+    inputs = case.inputs(clip)
+    settings = {"cacher": CacherConfig.paper(0.05, 5), "pruner": PrunerConfig.paper(3)}
+    ask = {**GREEDY, "return_dict_in_generate": True, "output_logits": True}
+    with compressed(case.model, **settings):
+        first = case.model.generate(**inputs, **ask).logits[0]
+        second = case.model.generate(**inputs, **ask).logits[0]
+    torch.testing.assert_close(first, second, atol=1e-6, rtol=0)
+
+
+def test_a_batch_of_videos_with_prompts_of_several_lengths(case, generator):
+    clips = [steps_of_a_quarter(3, generator) for _ in range(2)]
+    rows = [
+        case.inputs(clip, question)
+        for clip, question in zip(clips, ("Why?", QUESTION), strict=True)
+    ]
+    longest = max(row["input_ids"].shape[1] for row in rows)
+    padded = []
+    for row in rows:
+        fill = longest - row["input_ids"].shape[1]
+        padded.append(
+            [
+                torch.nn.functional.pad(row[name], (fill, 0))
+                for name in ("input_ids", "attention_mask")
+            ]
+        )
+    ids, mask = (torch.cat(parts) for parts in zip(*padded, strict=True))
+    videos = torch.cat([row["pixel_values_videos"] for row in rows])
+    settings = {"cacher": CacherConfig.paper(), "pruner": PrunerConfig.paper(4)}
+    more = {**GREEDY, "num_return_sequences": 2, "num_beams": 2}
+    with compressed(case.model, **settings):
+        together = case.model.generate(ids, attention_mask=mask, pixel_values_videos=videos, **more)
+        alone = [case.model.generate(**row, **more) for row in rows]
+    assert torch.equal(together[:, :longest], ids.repeat_interleave(2, 0))
+    for number, row in enumerate(rows):
+        new = alone[number][:, row["input_ids"].shape[1] :]
+        ours = together[2 * number : 2 * number + 2, longest:]
+        width = min(new.shape[1], ours.shape[1])
+        assert torch.equal(ours[:, :width], new[:, :width])
+
+
+def test_frames_that_keep_different_numbers(case, frames):
+    """A pruner of one's own, which keeps fewer tokens of each frame than of the one before."""
+
+    class Fewer:
+        def __init__(self):
+            self.frames = 0
+
+        def __call__(self, tokens):
+            self.frames += 1
+            index = torch.arange(0, 16, self.frames)
+            return type("Pruned", (), {"tokens": [tokens[0][index]], "index": [index]})
+
+        def reset(self):
+            self.frames = 0
+
+    with StreamingSession(
+        case.model, case.processor, pruner=Fewer(), positions="contiguous"
+    ) as session:
+        fed = session.feed(frames[:3])
+        assert [len(index) for index in fed.index] == [16, 8, 6]
+        expected = session.logits(QUESTION)
+    ask = {**GREEDY, "return_dict_in_generate": True, "output_logits": True}
+    with compressed(case.model, pruner=Fewer()):
+        found = case.model.generate(**case.inputs(frames[:3]), **ask).logits[0][0]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_limits_count_the_callers_prompt(case, frames):
+    inputs = case.inputs(frames[:2])
+    length = inputs["input_ids"].shape[1] + 3
+    with compressed(case.model, pruner=PrunerConfig.paper(4)):
+        output = case.model.generate(**inputs, do_sample=False, max_length=length, pad_token_id=0)
+    assert output.shape[1] <= length
+    assert torch.equal(output[:, :-3], inputs["input_ids"][:, : output.shape[1] - 3])
+
+
+def test_text_goes_through_untouched(case):
+    ids = torch.tensor([case.processor.prompt(QUESTION, video=False).before])
+    expected = case.model.generate(ids, **GREEDY)
+    with compressed(case.model, pruner=PrunerConfig.paper(4)):
+        assert torch.equal(case.model.generate(ids, **GREEDY), expected)
+        assert torch.equal(case.model.generate(input_ids=ids, **GREEDY), expected)
+
+
+def test_everything_is_restored_after_an_error(case, frames):
+    own = case.model.generate
+    case.model.generate = own
+    with (
+        pytest.raises(ValueError, match="must hold 33 times the video token"),
+        compressed(case.model, cacher=CacherConfig.paper(), pruner=PrunerConfig.paper(4)),
+    ):
+        case.model.generate(torch.tensor([[1, 2]]), **case_video(case, frames))
+    assert case.model.generate is own
+    del case.model.generate
+    assert is_plain(case.model)
+
+
+def case_video(case, frames):
+    return {"pixel_values_videos": case.pixels(frames[:2])}
+
+
+def test_wrong_use(case, frames):
+    with compressed(case.model):
+        with pytest.raises(ValueError, match="compressed already"), compressed(case.model):
+            pass
+        with pytest.raises(ValueError, match="pixel_values must be None beside a video"):
+            case.model.generate(**case.inputs(frames[:2]), pixel_values=torch.zeros(1))
+        with pytest.raises(TypeError, match="input_ids must be a tensor, but is a NoneType"):
+            case.model.generate(**case_video(case, frames))
+    many = compressed(case.model, pruner=PrunerConfig.paper(17))
+    with pytest.raises(ValueError, match=r"must be in 1\.\.16"), many:
+        pass
+    other = compressed(torch.nn.Linear(1, 1))
+    with pytest.raises(TypeError, match="video LLM of transformers"), other:
+        pass
+    assert is_plain(case.model)

@@ -1,0 +1,131 @@
+"""The tower that sessions share: one Cacher, a stream for each, nothing left behind."""
+
+from __future__ import annotations
+
+import gc
+from contextlib import contextmanager
+
+import pytest
+import torch
+from session.conftest import QUESTION, steps_of_a_quarter
+
+from stc_stream import CacherConfig, StreamingSession, attach_cacher
+
+
+def is_plain(model) -> bool:
+    """Say whether nothing is attached to a model: a Cacher can be."""
+    changed = [
+        name
+        for module in model.modules()
+        for name in ("forward", "get_video_features", "get_image_features", "generate")
+        if name in module.__dict__
+    ]
+    return not changed
+
+
+def test_the_cacher_comes_off_with_the_last_session(case, frames):
+    config = CacherConfig.paper()
+    first = StreamingSession(case.model, case.processor, cacher=config)
+    second = StreamingSession(case.model, case.processor, cacher=CacherConfig.paper())
+    dense = StreamingSession(case.model, case.processor)
+    first.close()
+    assert not is_plain(case.model)
+    second.feed(frames)
+    second.close()
+    assert is_plain(case.model)
+    dense.feed(frames[:2])
+    torch.testing.assert_close(dense.logits(QUESTION), case.logits(frames[:2]), atol=1e-4, rtol=0)
+    dense.close()
+
+
+def test_a_session_that_is_forgotten_gives_the_tower_back(case, frames):
+    session = StreamingSession(case.model, case.processor, cacher=CacherConfig.paper())
+    session.feed(frames[:1])
+    fork = session.fork()
+    del session
+    gc.collect()
+    assert not is_plain(case.model)
+    del fork
+    gc.collect()
+    assert is_plain(case.model)
+
+
+def test_a_session_that_is_collected_within_a_forward(case, frames):
+    session = StreamingSession(case.model, case.processor, cacher=CacherConfig.paper())
+    forgotten = [StreamingSession(case.model, case.processor, cacher=CacherConfig.paper())]
+    hook = case.model.model.vision_tower.encoder.layers[0].register_forward_pre_hook(
+        lambda *_: forgotten.clear()
+    )
+    session.feed(frames[:1])
+    hook.remove()
+    assert not is_plain(case.model)
+    session.close()
+    assert is_plain(case.model)
+
+
+def test_a_dense_session_beside_one_with_a_cacher(case, generator):
+    clip = steps_of_a_quarter(4, generator)
+    expected = case.logits(clip)
+    config = CacherConfig.paper(update_ratio=0.02, refresh_interval=4)
+    with (
+        StreamingSession(case.model, case.processor, cacher=config) as cached,
+        StreamingSession(case.model, case.processor) as dense,
+    ):
+        for frame in clip:
+            cached.feed(frame[None])
+            dense.feed(frame[None])
+        torch.testing.assert_close(dense.logits(QUESTION), expected, atol=1e-4, rtol=0)
+        assert (cached.logits(QUESTION) - expected).abs().max() > 1e-3
+
+
+def test_sessions_on_a_model_have_one_config(case):
+    words = r"cacher must be CacherConfig\(.*or None, as in the other sessions on this model"
+    with (
+        StreamingSession(case.model, case.processor, cacher=CacherConfig.paper(0.5)),
+        pytest.raises(ValueError, match=words),
+    ):
+        StreamingSession(case.model, case.processor, cacher=CacherConfig.paper(0.25))
+    StreamingSession(case.model, case.processor, cacher=CacherConfig.paper(0.25)).close()
+
+
+def test_a_cacher_of_the_users_own(case, frames):
+    with attach_cacher(case.model, CacherConfig.paper(update_ratio=1.0)) as cacher:
+        with pytest.raises(ValueError, match="the tower has a Cacher already"):
+            StreamingSession(case.model, case.processor, cacher=CacherConfig.paper())
+        with StreamingSession(case.model, case.processor) as session:
+            session.feed(frames[:3])
+        assert cacher.stats.frames == 3
+
+
+class Halved:
+    """Another part for a tower: what it makes is halved. Counts how often it is on."""
+
+    def __init__(self) -> None:
+        self.on = 0
+
+    @contextmanager
+    def attach(self, tower):
+        hook = tower.encoder.layers[0].register_forward_hook(lambda *args: args[-1] * 0.5)
+        self.on += 1
+        try:
+            yield self
+        finally:
+            hook.remove()
+            self.on -= 1
+
+
+def test_another_part_for_the_tower(case, frames):
+    part = Halved()
+    with StreamingSession(case.model, case.processor, cacher=part) as session:
+        assert part.on == 1
+        session.feed(frames[:2])
+        expected = case.logits(frames[:2])
+        torch.testing.assert_close(session.logits(QUESTION), expected, atol=1e-4, rtol=0)
+        for other in (None, part, CacherConfig.paper()):
+            with pytest.raises(ValueError, match="has the tower to itself"):
+                StreamingSession(case.model, case.processor, cacher=other)
+        with pytest.raises(ValueError, match="has the tower to itself"):
+            session.fork()
+        assert session.stats.frames == 2
+    assert part.on == 0
+    assert (case.logits(frames[:2]) - expected).abs().max() > 1e-3
