@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from session.conftest import QUESTION, make_case
+from session.test_tower import tower_layer
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from stc_stream import (
@@ -137,8 +138,7 @@ HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
 
 
 def test_a_tower_that_cannot_be_read(case, frames):
-    case.model.model.vision_tower.encoder.layers[1].mlp = torch.nn.Identity()
-    case.model.model.vision_tower.encoder.layers[1].self_attn.k_proj = torch.nn.Identity()
+    tower_layer(case.model, 1).self_attn.k_proj = torch.nn.Identity()
     with pytest.raises(TypeError, match="holds no vision tower that can be read"):
         StreamingSession(case.model, case.processor, cacher=CacherConfig())
     # The failed session counts for nothing: another one is not refused.

@@ -45,16 +45,19 @@ class Whole:
 
 def test_a_stock_processor(case, frames):
     pytest.importorskip("torchvision", reason="torchvision is not installed here")
-    from transformers import LlavaOnevisionProcessor
-    from transformers.models.llava_onevision import image_processing_pil_llava_onevision as pil
+    import transformers
 
+    # Without torchvision's part; the name without "Pil" was that one's until transformers 5.2.
+    image_processor = getattr(
+        transformers, "LlavaOnevisionImageProcessorPil", transformers.LlavaOnevisionImageProcessor
+    )
     settings = {
         "size": {"height": 32, "width": 32},
         "image_mean": [0.5] * 3,
         "image_std": [0.5] * 3,
     }
-    stock = LlavaOnevisionProcessor(
-        image_processor=pil.LlavaOnevisionImageProcessorPil(**settings),
+    stock = transformers.LlavaOnevisionProcessor(
+        image_processor=image_processor(**settings),
         tokenizer=case.processor.tokenizer,
         video_processor=stock_video_processor(**settings),
         num_image_tokens=64,
