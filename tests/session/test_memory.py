@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from session.conftest import QUESTION
+from session.conftest import QUESTION, steps_of_a_quarter
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
-from stc_stream import FullMemory, MemoryFullError, PrunerConfig, StreamingSession
+from stc_stream import CacherConfig, FullMemory, MemoryFullError, PrunerConfig, StreamingSession
 
 WAYS = {
     "greedy": {"do_sample": False},
@@ -137,10 +137,15 @@ def test_allocations_are_counted(case):
 
 
 @pytest.mark.parametrize("positions", ["kept", "contiguous"])
-def test_what_does_not_fit_is_an_error_before_anything_is_lost(case, frames, positions):
+def test_what_does_not_fit_is_an_error_before_anything_is_lost(case, generator, positions):
     before = len(case.processor.prompt("?", video=True).before)
-    memory = FullMemory(before + 4 * 5)
-    settings = {"pruner": PrunerConfig.paper(4), "memory": memory, "positions": positions}
+    frames = steps_of_a_quarter(8, generator)
+    settings = {
+        "cacher": CacherConfig.paper(0.1, refresh_interval=3),
+        "pruner": PrunerConfig.paper(4),
+        "memory": FullMemory(before + 4 * 5),
+        "positions": positions,
+    }
     with StreamingSession(case.model, case.processor, **settings) as session:
         session.feed(frames[:4], timestamps=[0, 1, 2, 3])
         logits, stats = session.logits(QUESTION), session.stats
@@ -218,3 +223,28 @@ def test_settings_are_checked(tokens, error, words):
 def test_a_memory_is_not_larger_than_the_context(case):
     with pytest.raises(ValueError, match="at most 4096, the model's context, but is 5000"):
         StreamingSession(case.model, case.processor, memory=FullMemory(5000))
+
+
+def test_a_budget_that_is_known_later_is_checked_before_anything_is_written(case, generator):
+    """A pruner without a fixed budget: what it kept does not fit, and none of it counts."""
+    frames = steps_of_a_quarter(8, generator)
+    before = len(case.processor.prompt("?", video=True).before)
+
+    class Halves:
+        def __init__(self) -> None:
+            self.seen = 0
+
+        def __call__(self, tokens):
+            self.seen += 1
+            index = torch.arange(self.seen % 2, 16, 2)[None]
+            return type("Pruned", (), {"tokens": tokens[:, index[0]], "index": index})
+
+    settings = {"pruner": Halves(), "memory": FullMemory(before + 8 * 4)}
+    with StreamingSession(case.model, case.processor, **settings) as session:
+        session.feed(frames[:3])
+        stats = session.stats
+        with pytest.raises(MemoryFullError, match="and 16 more do not fit"):
+            session.feed(frames[3:5])
+        assert session.stats == stats
+        # The pruner's own past is as before: the fourth frame gives its odd tokens.
+        assert session.feed(frames[3:4]).index[0].tolist() == list(range(0, 16, 2))

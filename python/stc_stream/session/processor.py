@@ -84,8 +84,10 @@ class SessionProcessor:
         from transformers import AutoTokenizer
 
         settings: dict[str, Any] = {}
+        video_token = "<video>"
         for file in _FILES:
             found = json.loads(_read(name, file, options) or "{}")
+            video_token = found.get("video_token", video_token)
             # Since transformers 5, processor_config.json holds all of them.
             for part in (found.get("video_processor"), found.get("image_processor"), found):
                 if not settings and part and part.get("size"):
@@ -98,7 +100,7 @@ class SessionProcessor:
             text = None if template else _read(name, file, options)
             if text:
                 template = json.loads(text)["chat_template"] if file.endswith("json") else text
-        return cls(tokenizer, _template(template), PixelSettings.read(settings))
+        return cls(tokenizer, _template(template), PixelSettings.read(settings), video_token)
 
     @property
     def video_token_id(self) -> int:

@@ -62,6 +62,15 @@ class SessionPruner:
             kept.append(KeptFrame(pruned.tokens[0], pruned.index[0]))
         return kept
 
+    def budget(self, tokens: int) -> int | None:
+        """Return how many of a frame's tokens will be kept, where that is known beforehand."""
+        if self._pruner is None:
+            return tokens
+        config = getattr(self._pruner, "config", None)
+        if not isinstance(config, PrunerConfig) or config.layout != "flat":
+            return None
+        return config.kept_tokens(tokens)
+
     def copy(self) -> SessionPruner:
         """Return one with the same past, which goes its own way."""
         return copy.deepcopy(self)

@@ -85,13 +85,21 @@ class Stream:
         last = checks.check_timestamps(timestamps, len(frames), progress.timestamp)
         count = len(frames) * model.tokens_per_frame
         if self._settings.positions == "kept":
-            self._check_positions(count)
+            self._check_positions(len(self._before) + count)
+        # Before the tower, if possible: what has no room then costs nothing.
+        budget = self._pruner.budget(model.tokens_per_frame)
+        expected = None if budget is None else [budget] * len(frames)
+        if expected is not None:
+            self._reserve(expected)
         if self._shares:
             self.cache.own()
             self._shares = False
         clock = _Clock(model.device)
         with torch.no_grad(), self._all_or_nothing():
             kept = self._keep(frames, clock)
+            counts = [len(frame.index) for frame in kept]
+            if counts != expected:
+                self._reserve(counts)
             position = self._prefill(kept)
             clock.lap("prefill")
         self.progress = Progress(
@@ -132,6 +140,17 @@ class Stream:
         """Give the tower back."""
         self._tower.release()
 
+    @property
+    def _before(self) -> list[int]:
+        """The tokens before the next frame: the prompt's beginning, before the first one."""
+        return [] if self.progress.frames else self._settings.before
+
+    def _reserve(self, counts: list[int]) -> None:
+        """Refuse frames of so many kept tokens each, if they don't fit."""
+        if self._settings.positions == "contiguous":
+            self._check_positions(len(self._before) + sum(counts))
+        self.cache.reserve([len(self._before), *counts])
+
     def _check_positions(self, count: int) -> None:
         position, context = self.progress.position, self._settings.model.context
         if position + count > context:
@@ -170,15 +189,11 @@ class Stream:
     def _prefill(self, kept: list[KeptFrame]) -> int:
         """Write kept tokens into the memory; return the position after them."""
         settings, model, position = self._settings, self._settings.model, self.progress.position
-        counts = [len(frame.index) for frame in kept]
-        before = [] if self.progress.frames else settings.before
-        self.cache.reserve([len(before), *counts])
-        if settings.positions == "contiguous":
-            self._check_positions(len(before) + sum(counts))
-        inputs = [model.embed(before)]
-        places = [model.text_positions(position, len(before))]
-        position += len(before)
-        for frame, count in zip(kept, counts, strict=True):
+        inputs = [model.embed(self._before)]
+        places = [model.text_positions(position, len(self._before))]
+        position += len(self._before)
+        for frame in kept:
+            count = len(frame.index)
             inputs.append(frame.tokens.to(inputs[0]))
             if settings.positions == "kept":
                 places.append(model.frame_positions(position, frame.index))

@@ -56,7 +56,7 @@ class VideoModel(ABC):
     @property
     def pixels_like(self) -> Tensor:
         """A weight of the tower: pixels are of its dtype, and on its device."""
-        return next(self.tower.parameters())
+        return next(weight for weight in self.tower.parameters() if weight.is_floating_point())
 
     @property
     def embedding(self) -> nn.Embedding:
