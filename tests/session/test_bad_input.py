@@ -151,6 +151,16 @@ def test_budgets_above_a_frames_tokens(case, pruner):
         StreamingSession(case.model, case.processor, pruner=pruner)
 
 
+def test_a_pruner_that_forgets_frames(case, frames):
+    def first(tokens):
+        return type("Pruned", (), {"tokens": tokens[:0], "index": torch.zeros(0, 3).long()})
+
+    with StreamingSession(case.model, case.processor, pruner=first) as session:
+        with pytest.raises(ValueError, match="of 1 frames, but returned 0 and 0"):
+            session.feed(frames)
+        assert session.stats.frames == session.stats.tokens_held == 0
+
+
 def test_other_arguments(case):
     for name, value, error, words in (
         ("pruner", 4, TypeError, "pruner must be a PrunerConfig, a TokenPruner or None"),

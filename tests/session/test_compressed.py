@@ -103,9 +103,12 @@ def test_frames_that_keep_different_numbers(case, frames):
             self.frames = 0
 
         def __call__(self, tokens):
-            self.frames += 1
-            index = torch.arange(0, 16, self.frames)
-            return type("Pruned", (), {"tokens": [tokens[0][index]], "index": [index]})
+            kept, index = [], []
+            for frame in tokens:
+                self.frames += 1
+                index.append(torch.arange(0, 16, self.frames))
+                kept.append(frame[index[-1]])
+            return type("Pruned", (), {"tokens": kept, "index": index})
 
         def reset(self):
             self.frames = 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from session.conftest import QUESTION
 
-from stc_stream import CacherConfig, PrunerConfig, StreamingSession
+from stc_stream import CacherConfig, PrunerConfig, PruningStrategy, StreamingSession
 
 EVERYTHING = {"cacher": CacherConfig.paper(update_ratio=1.0), "pruner": PrunerConfig.paper(16)}
 
@@ -187,3 +187,27 @@ def test_half_precision(case, frames, dtype):
         expected = case.model(inputs["input_ids"], pixel_values_videos=pixels).logits[0, -1]
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected.float(), atol=0.1, rtol=0)
+
+
+def test_a_rule_of_ones_own_may_keep_nothing_of_a_frame(case, frames):
+    class Every(PruningStrategy):
+        """Keeps the whole first frame of a stream, then nothing."""
+
+        def select(self, tokens, past, budget):
+            kept = [frame[: 0 if past else 16] for frame in tokens]
+            return kept, [torch.arange(len(each)) for each in kept], True
+
+    pruner = PrunerConfig(strategy=Every(), tokens_per_frame=16)
+    with StreamingSession(case.model, case.processor, pruner=pruner) as session:
+        session.feed(frames[:1])
+        fed = session.feed(frames[1:3])
+        found = session.logits(QUESTION)
+    assert fed.kept == 0
+    with StreamingSession(
+        case.model, case.processor, pruner=pruner, positions="contiguous"
+    ) as session:
+        session.feed(frames[:3])
+        torch.testing.assert_close(
+            session.logits(QUESTION), case.logits(frames[:1]), atol=1e-4, rtol=0
+        )
+    assert not torch.allclose(found, case.logits(frames[:1]), atol=1e-4)

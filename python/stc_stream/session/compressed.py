@@ -28,10 +28,10 @@ def compressed(
 ) -> Iterator[Any]:
     """Compress the videos that `model.generate` is given, as its own processor makes them.
 
-    Each video is a stream of its own. Kept tokens are renumbered without gaps, as a session has
-    them with `positions="contiguous"`. `generate` returns the caller's `input_ids` first, as it
-    does without; calls without a video go through untouched, and so does `forward`. Only this
-    instance is changed, and everything is restored on leaving.
+    Each video is a stream of its own, which the Pruner is given whole. Kept tokens are numbered
+    without gaps, as a session has them with `positions="contiguous"`. `generate` returns the
+    caller's `input_ids` first, as it does without; calls without a video go through untouched, and
+    so does `forward`. Only this instance is changed, and everything is restored on leaving.
 
     Args:
         model: a video LLM of transformers (docs/sessions.md lists the families).
@@ -145,7 +145,7 @@ class _Generate:
         finally:
             self._tower.restart()
         checks.check_tokens(tokens, 0)
-        return self._pruner.copy().keep(tokens)
+        return self._pruner.copy().keep_together(tokens)
 
 
 @dataclass(frozen=True, eq=False)

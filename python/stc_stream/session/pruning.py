@@ -1,4 +1,4 @@
-"""A session's Pruner: a copy of its own, called frame by frame, so that chunks don't matter."""
+"""A stream's Pruner: a copy of its own, called frame by frame, so that chunks don't matter."""
 
 from __future__ import annotations
 
@@ -51,16 +51,22 @@ class SessionPruner:
         self.reset()
 
     def keep(self, tokens: Tensor) -> list[KeptFrame]:
-        """Return what is kept of consecutive frames, [F, T, D]."""
+        """Return what is kept of consecutive frames, [F, T, D], given to it one by one."""
+        return [kept for frame in tokens.split(1) for kept in self.keep_together(frame)]
+
+    def keep_together(self, tokens: Tensor) -> list[KeptFrame]:
+        """Return what is kept of frames that it is given at once, for rules about whole clips."""
         if self._pruner is None:
             everything = torch.arange(tokens.shape[1], device=tokens.device)
             return [KeptFrame(frame, everything) for frame in tokens]
-        kept = []
-        for frame in tokens.split(1):
-            pruned = self._pruner(frame)
-            # A list of one tensor, or a tensor of one row: the same here.
-            kept.append(KeptFrame(pruned.tokens[0], pruned.index[0]))
-        return kept
+        pruned = self._pruner(tokens)
+        if not len(pruned.tokens) == len(pruned.index) == len(tokens):
+            raise ValueError(
+                f"pruner must return tokens and index of {len(tokens)} frames, but returned "
+                f"{len(pruned.tokens)} and {len(pruned.index)}"
+            )
+        # Tensors of all frames, or lists of one a frame: the same here.
+        return [KeptFrame(*frame) for frame in zip(pruned.tokens, pruned.index, strict=True)]
 
     def budget(self, tokens: int) -> int | None:
         """Return how many of a frame's tokens will be kept, where that is known beforehand."""
@@ -69,7 +75,8 @@ class SessionPruner:
         config = getattr(self._pruner, "config", None)
         if not isinstance(config, PrunerConfig) or config.layout != "flat":
             return None
-        return config.kept_tokens(tokens)
+        # A rule of one's own may take the budget for its mean.
+        return config.kept_tokens(tokens) if isinstance(config.strategy, str) else None
 
     def copy(self) -> SessionPruner:
         """Return one with the same past, which goes its own way."""

@@ -206,7 +206,9 @@ class Stream:
             torch.cat(places, dim=1).split(PREFILL_AT_ONCE, dim=1),
             strict=True,
         ):
-            model.run(part, where, self.cache)
+            # A rule of one's own may keep nothing of a frame.
+            if len(part):
+                model.run(part, where, self.cache)
         return position
 
 
