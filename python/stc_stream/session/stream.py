@@ -102,9 +102,9 @@ class Stream:
                 self._reserve(counts)
             position = self._prefill(kept)
             clock.lap("prefill")
-        self.progress = Progress(
-            progress.frames + len(frames), progress.tokens_seen + count, position, last
-        )
+            self.progress = Progress(
+                progress.frames + len(frames), progress.tokens_seen + count, position, last
+            )
         index = tuple(frame.index for frame in kept)
         return Fed(len(frames), count, sum(map(len, index)), index, clock.seconds)
 
@@ -163,11 +163,12 @@ class Stream:
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
         """Undo what was done to the stream if it is not finished."""
-        pruner, held = self._pruner.copy(), self.cache.get_seq_length()
+        progress, pruner = self.progress, self._pruner.copy()
+        held = self.cache.get_seq_length()
         try:
             yield
         except BaseException:
-            self._pruner = pruner
+            self.progress, self._pruner = progress, pruner
             self._tower.restart()
             self.cache.roll_back(held)
             raise
