@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _failed("stopped before there was anything to report")
         except BrokenPipeError:
             return 0
-    if output.failure and not session.is_excused(output.failure):
-        return _failed(no_output(output.failure))
+    if output.unexcused:
+        return _failed(no_output(output.unexcused))
     return code if isinstance(code, int) else 0
 
 

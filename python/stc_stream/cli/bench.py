@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,9 +23,9 @@ from stc_stream.cli.options import (
     method_option,
     model_option,
 )
-from stc_stream.cli.outputs import Output, check_outputs, same, write
+from stc_stream.cli.outputs import Outputs, figure_file, json_file
 from stc_stream.cli.session import Session
-from stc_stream.cli.terminal import console_for, tower_words
+from stc_stream.cli.terminal import tower_words
 from stc_stream.interrupts import Interrupts
 from stc_stream.report.terminal import print_table
 
@@ -133,11 +133,10 @@ def bench(
         fail("--tower and --model exclude each other: give one of them")
     needed = [*(["PIL"] if model else []), *(["matplotlib"] if figure else []), "transformers"]
     require_modules("stc bench", needed)
-    _check_figure(figure, document)
-    check_outputs(None, document, figure)
     session: Session = context.obj
-    session.writes_files = document is not None or figure is not None
-    session.require_somewhere()
+    outputs: Outputs[BenchRun] = Outputs(
+        session.output, json_file(document, _document), figure_file(figure, _write_figure)
+    )
     kernels()
     from stc_stream.evaluate.bench import BenchConfig
     from stc_stream.video.sample import sample_clip
@@ -151,43 +150,30 @@ def bench(
         compile=compiles,
     )
     methods = _methods(names)
-    console = console_for(document)
+    console = outputs.console
     clip = sample_clip()
     with console.status("loading the tower"):
         loaded, whole = _bench_tower(tower, model, layers, device, dtype, config, clip, methods)
     part = f"the first {loaded.layers} of its {whole} layers (--layers {whole} times all)"
-    console.print(
+    outputs.begin(
         f"{tower_words(loaded, part if loaded.layers < whole else f'{whole} layers')}; "
-        f"frames of {clip.name}",
-        highlight=False,
-        soft_wrap=True,
+        f"frames of {clip.name}"
     )
-    sys.stdout.flush()
-    session.require_somewhere()
     run = _bench(loaded, whole, config, clip, methods, console, session.interrupts)
     _show_bench(run, console)
-    outputs = []
-    if document is not None:
-        from stc_stream.report.bench import bench_document
-        from stc_stream.report.document import write_document
-
-        outputs.append(
-            Output("JSON", document, lambda: write_document(bench_document(run), document))
-        )
-    if figure is not None:
-        from stc_stream.report.bench_figure import write_figure
-
-        outputs.append(Output("figure", figure, lambda: write_figure(run, figure)))
-    write(outputs, console)
+    outputs.write(run)
 
 
-def _check_figure(figure: Path | None, document: Path | None) -> None:
-    if figure is None:
-        return
-    if figure.suffix not in (".svg", ".png"):
-        fail(f"--figure must end in .svg or .png, but is {figure}")
-    if document is not None and same(figure, document):
-        fail(f"--figure would overwrite the file of --json, {document}: choose another --figure")
+def _document(run: BenchRun) -> Mapping[str, Any]:
+    from stc_stream.report.bench import bench_document
+
+    return bench_document(run)
+
+
+def _write_figure(run: BenchRun, path: Path) -> Path:
+    from stc_stream.report.bench_figure import write_figure
+
+    return write_figure(run, path)
 
 
 def _methods(names: Sequence[str]) -> list[Method]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,9 @@ from stc_stream.cli.options import (
     method_option,
     model_option,
 )
-from stc_stream.cli.outputs import Output, check_outputs, same, write
+from stc_stream.cli.outputs import Outputs, json_file, page_file
 from stc_stream.cli.session import Session
-from stc_stream.cli.terminal import console_for, tower_words
+from stc_stream.cli.terminal import tower_words
 from stc_stream.interrupts import Interrupts
 from stc_stream.report.terminal import print_table, printable
 
@@ -120,10 +121,12 @@ def stream(
     with ExitStack() as stack:
         source = video if video is not None else str(stack.enter_context(_sample()))
         # What is cheap to check comes before what takes seconds to import.
-        _check_overwriting(source, report, document)
-        check_outputs(report, document, None)
-        session.writes_files = report is not None or document is not None
-        session.require_somewhere()
+        outputs: Outputs[_Streamed] = Outputs(
+            session.output,
+            page_file(report, _write_page),
+            json_file(document, _document),
+            video=Path(source),
+        )
         try:
             opened = open_video(source, fps=fps, frames=frames, warn=warnings.append)
         except VideoError as error:
@@ -139,53 +142,37 @@ def stream(
         stack.enter_context(comparison)
         from stc_stream.report.gallery import Gallery
 
-        console = console_for(document)
         gallery = Gallery()
-        console.print(
-            f"{printable(opened.name)} through {tower_words(comparison.tower)}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        sys.stdout.flush()
-        session.require_somewhere()
+        outputs.begin(f"{printable(opened.name)} through {tower_words(comparison.tower)}")
+        console = outputs.console
         try:
             run = _run(comparison, opened, gallery, warnings, fps, console, session.interrupts)
         except VideoError as error:
             fail(f"{opened.name}: {error}")
     _show(run, console)
-    from stc_stream.report.document import stream_document, write_document
+    outputs.write(_Streamed(run, gallery))
+
+
+@dataclass(frozen=True)
+class _Streamed:
+    run: StreamRun
+    gallery: Gallery
+
+
+def _document(streamed: _Streamed) -> Mapping[str, Any]:
+    from stc_stream.report.document import stream_document
+
+    return stream_document(streamed.run)
+
+
+def _write_page(streamed: _Streamed, directory: Path) -> Path:
     from stc_stream.report.page import write_report
 
-    outputs = []
-    if document is not None:
-        outputs.append(
-            Output("JSON", document, lambda: write_document(stream_document(run), document))
-        )
-    if report is not None:
-        outputs.append(
-            Output("report", report, lambda: write_report(run, gallery.moments(), report))
-        )
-    write(outputs, console)
+    return write_report(streamed.run, streamed.gallery.moments(), directory)
 
 
 def _sample() -> AbstractContextManager[Path]:
     return as_file(files("stc_stream").joinpath("data/sample.mp4"))
-
-
-def _check_overwriting(source: str, report: Path | None, document: Path | None) -> None:
-    from stc_stream.video.folder import SUFFIXES
-
-    video = Path(source)
-    page = None if report is None else report / "index.html"
-    if page is not None and same(page, video):
-        fail(f"--report would overwrite the video {video}: choose another --report")
-    if document is None:
-        return
-    is_image = document.suffix.lower() in SUFFIXES and document.exists()
-    if same(document, video) or (is_image and same(document.parent, video)):
-        fail(f"--json would overwrite the video ({document}): choose another --json")
-    if page is not None and same(document, page):
-        fail(f"--json would overwrite the page of --report, {page}: choose another --json")
 
 
 def _check_method_options(context: click.Context, method: str | None) -> None:

@@ -62,11 +62,13 @@ class StandardOutput:
     Attributes:
         closed_at_start: there was none from the beginning.
         failure: why something could not be written; None: all was.
+        optional: the command leaves files, whether or not anybody reads its output.
     """
 
     def __init__(self, stream: IO[str] | None) -> None:
         self.closed_at_start = stream is None
         self.failure: OSError | None = None
+        self.optional = False
         if stream is None:
             self.failure = OSError(errno.EBADF, "It is closed")
             stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -89,6 +91,12 @@ class StandardOutput:
             self._stream.flush()
         except OSError as error:
             self._give_up(error)
+
+    @property
+    def unexcused(self) -> OSError | None:
+        """The failure, unless it is of an output that nobody waits for."""
+        unwanted = self.closed_at_start and self.optional
+        return None if unwanted or isinstance(self.failure, BrokenPipeError) else self.failure
 
     def _give_up(self, error: OSError) -> None:
         self.failure = self.failure or error
