@@ -5,10 +5,11 @@
     python -m benchmarks.tradeoff --draw benchmarks/results/NAME-tradeoff.json    # figures again
 
 Runs the sample clip through a tower dense, with a Cacher over N and r, with whole frames skipped
-(the last refreshed output again), and with tokens merged within the frame (ToMe). Then times a few
-frames each way, in turns in one process: a refresh and a selective frame as a ratio to dense,
-medians of the frames' own ratios. Writes NAME.json, NAME.md and the figures of docs/tradeoff.md.
-Closeness is the same on a busy machine; for latency, `--retime` on an idle one.
+(the last computed output again), with tokens merged within the frame, and by each `--method` of
+`stc_stream.evaluate.methods`. Then times a few frames each way, in turns in one process: a refresh
+and a selective frame as a ratio to dense, medians of the frames' own ratios. Writes NAME.json,
+NAME.md and the figures of docs/tradeoff.md. Closeness is the same on a busy machine; for latency,
+`--retime` on an idle one.
 """
 
 from __future__ import annotations
@@ -17,25 +18,24 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from stc_stream.cacher import Cacher, CacherConfig, Recording, attach_cacher
-from stc_stream.evaluate.methods.merge import TokenMerging
-from stc_stream.evaluate.timing import WallClock, timed
-from stc_stream.evaluate.variants import shared_copy
+from benchmarks.tradeoff_page import draw, markdown
+from stc_stream.evaluate.clip import run_clip
+from stc_stream.evaluate.frames import ComparedFrame
+from stc_stream.evaluate.method import BatchRecord, Method
+from stc_stream.evaluate.methods import method_names, read_method
+from stc_stream.evaluate.timing import Timing
 from stc_stream.report.document import machine
 from stc_stream.report.versions import versions
 from stc_stream.towers.load import ModelError, VisionModel, build_tower, load_tower
 from stc_stream.towers.sizes import MODEL_SIZES
-from stc_stream.video.sample import sample_clip
+from stc_stream.video.sample import Clip, sample_clip
 
 INTERVALS = (2, 4, 8)
 RATIOS = (0.1, 0.25, 0.5)
@@ -47,10 +47,11 @@ FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 
 @dataclass(frozen=True)
 class Row:
-    """One way to run the clip.
+    """What one way to run the clip came to.
 
     Attributes:
-        kind: "dense", "stc", "skip", "merge", "int8", "threshold" or "change".
+        kind: "dense", "stc", "skip", "merge", "int8", "threshold" or "change"; "method" is one that
+            was asked for by name.
         settings: what it was run with.
         whole: time of a frame computed whole over a dense one's.
         selective: time of any other frame over a dense one's.
@@ -112,24 +113,6 @@ class Tradeoff:
         return next(row for row in self.of("stc") if row.settings == wanted)
 
 
-@dataclass(frozen=True)
-class Times:
-    """What the ways take, whatever their refresh interval.
-
-    Attributes:
-        dense_ms: milliseconds a dense frame, median.
-        ratios: for each way, the time of a frame computed whole and of any other over dense.
-    """
-
-    dense_ms: float
-    ratios: dict[str, tuple[float, float]]
-
-    def put_in(self, row: Row) -> Row:
-        """Return a row with its times."""
-        whole, selective = self.ratios.get(_key(row.kind, row.settings), (1.0, 0.0))
-        return replace(row, whole=whole, selective=selective)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure or redraw; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tradeoff", description=__doc__)
@@ -137,6 +120,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="a SigLIP or CLIP model with its weights, instead")
     parser.add_argument("--layers", type=int, help="only the first so many, of --tower")
     parser.add_argument("--frames", type=int, help="only the clip's first so many")
+    parser.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        metavar="NAME:SETTING=VALUE,...",
+        help=f"beside the others, may be repeated: {', '.join(method_names())}",
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--save", type=Path, metavar="PREFIX", help="write PREFIX.json, PREFIX.md")
@@ -162,8 +152,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = f"{options.retime} is of {kept.about['tower']}, not of {tower.name}"
         print(f"tradeoff: {what}: choose --tower or --model", file=sys.stderr)
         return 2
-    found = kept or measure(tower, options.frames, lambda words: print(words, file=sys.stderr))
-    found = with_latency(found, tower)
+    try:
+        found = kept or measure(tower, options.frames, options.method, _tell)
+        found = with_latency(found, tower)
+    except (TypeError, ValueError) as error:
+        print(f"tradeoff: {error}", file=sys.stderr)
+        return 2
     print(markdown(found))
     prefix = options.save if kept is None else options.retime.with_suffix("")
     if prefix is not None:
@@ -172,36 +166,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-@torch.no_grad()
 def measure(
-    tower: VisionModel, frames: int | None = None, tell: Callable[[str], object] = str
+    tower: VisionModel,
+    frames: int | None = None,
+    methods: Sequence[str] = (),
+    tell: Callable[[str], object] = str,
 ) -> Tradeoff:
     """Run the clip every way, and see how close each stays to dense.
 
     Args:
         tower: whose frames are not packed.
         frames: only the first so many.
+        methods: more of them, as `read_method` takes them.
         tell: told how it gets on.
+
+    Raises:
+        TypeError: a tower that a method can't run.
+        ValueError: there is no such method.
     """
     clip = sample_clip(frames)
-    ways = [way for interval in INTERVALS for way in _at(tower, interval)]
-    settings = {"refresh_interval": 4, "update_ratio": 0.25}
-    full = _CacherWay("", settings, tower, CacherConfig.paper(0.25, 4), record=True)
-    config = CacherConfig.paper(0.25, 4, reference_keys="int8")
-    int8 = _CacherWay("int8", settings, tower, config, record=True)
+    ways = _ways()
+    ways += [Way("method", {"method": text}) for text in methods]
+    full, int8 = ways.index(Way("stc", _MIDDLE)), ways.index(Way("int8", _MIDDLE))
     same: list[list[float]] = []
-    for number, image in enumerate(clip.images):
-        inputs = tower.batch([image])
-        dense = _dense(tower, inputs)
-        for way in (*ways, full, int8):
-            way.step(number, inputs, dense)
-        if number % 4:
-            same.append(_same_choice(tower, full.recording, int8.recording))
-        tell(f"frame {number + 1} of {len(clip.images)}")
+    seen = 0
+
+    def see(frame: ComparedFrame) -> None:
+        nonlocal seen
+        if seen % _MIDDLE["refresh_interval"]:
+            same.append(_same_choice(tower, frame.runs[full].record, frame.runs[int8].record))
+        seen += 1
+        tell(f"frame {seen} of {len(clip.images)}")
+
+    runs = run_clip(tower, [way.method() for way in ways], _inputs(tower, clip), see)
     count = len(clip.images)
     rows = [Row("dense", {}, 1.0, 0.0, (1.0,) * count, count, 1.0)]
-    rows += [way.row() for way in (*ways, int8)]
-    order = ("dense", "stc", "int8", "threshold", "change", "skip", "merge")
+    for way, run in zip(ways, runs, strict=True):
+        computed = statistics.fmean(run.shares)
+        rows.append(Row(way.kind, way.settings, 0.0, 0.0, run.cosines, sum(run.whole), computed))
     return Tradeoff(
         about={
             "tower": tower.name,
@@ -212,12 +214,11 @@ def measure(
             "frames": count,
         },
         dense_ms=0.0,
-        rows=tuple(sorted(rows, key=lambda row: order.index(row.kind))),
+        rows=tuple(sorted(rows, key=lambda row: _ORDER.index(row.kind))),
         same_choice=tuple(statistics.mean(layer) for layer in zip(*same, strict=True)),
     )
 
 
-@torch.no_grad()
 def with_latency(found: Tradeoff, tower: VisionModel, frames: int = 9) -> Tradeoff:
     """Return the trade-off with its latencies, of this machine as it is now.
 
@@ -226,33 +227,23 @@ def with_latency(found: Tradeoff, tower: VisionModel, frames: int = 9) -> Tradeo
         tower: the same tower.
         frames: how many are timed each way, in turns.
     """
-    images = sample_clip(frames + 1).images
-    ways = [way for way in _at(tower, 4, every=True) if not isinstance(way, _SkipWay)]
-    ways.append(_CacherWay("int8", {"refresh_interval": 4, "update_ratio": 0.25}, tower,
-                           CacherConfig.paper(0.25, 4, reference_keys="int8")))  # fmt: skip
-    clock = WallClock(tower.device)
-    seconds: list[float] = []
-    ratios: dict[str, dict[bool, list[float]]] = {way.key: {} for way in ways}
-    for number, image in enumerate(images):
-        inputs = tower.batch([image])
-        _, dense = timed(partial(_dense, tower, inputs), clock)
-        seconds.append(dense)
-        for way in ways:
-            # Frame 0 warms up; the next is a refresh again.
-            if number == 1:
-                way.reset()
-            _, taken = timed(partial(way.run, number, inputs), clock)
-            sort = way.whole(number)
-            if number:
-                ratios[way.key].setdefault(sort, []).append(taken / dense)
-    medians = {
-        key: tuple(statistics.median(sorts.get(sort, [0.0])) for sort in (True, False))
-        for key, sorts in ratios.items()
+    # A refresh and a selective frame take as long at every interval.
+    ways = {way.key: way for way in (Way(row.kind, row.settings).at(4) for row in found.rows)
+            if way.kind not in ("dense", "skip")}  # fmt: skip
+    clip = sample_clip(frames)
+    runs = run_clip(tower, [way.method() for way in ways.values()], _inputs(tower, clip))
+    ratios = {
+        key: (run.time_ratio(whole=True) or 0.0, run.time_ratio(whole=False) or 0.0)
+        for key, run in zip(ways, runs, strict=True)
     }
-    times = Times(1e3 * statistics.median(seconds[1:]), medians)
+    rows = []
+    for row in found.rows:
+        # What is skipped costs nothing.
+        whole, selective = ratios.get(Way(row.kind, row.settings).key, (1.0, 0.0))
+        rows.append(replace(row, whole=whole, selective=selective))
     about = {**found.about, "machine": machine(tower), "versions": dict(versions())}
-    rows = tuple(times.put_in(row) for row in found.rows)
-    return replace(found, about=about, dense_ms=times.dense_ms, rows=rows)
+    dense_ms = 1e3 * Timing.of(runs[0].dense_seconds).median
+    return replace(found, about=about, dense_ms=dense_ms, rows=tuple(rows))
 
 
 def save(found: Tradeoff, prefix: Path) -> None:
@@ -275,231 +266,72 @@ def load(path: Path) -> Tradeoff:
     return Tradeoff(rows=rows, same_choice=same, **content)
 
 
-def markdown(found: Tradeoff) -> str:
-    """Return all rows as a page."""
-    about = found.about
-    where = about["machine"]
-    lines = [
-        f"# {about['tower']}, {about['weights']}: closeness against latency",
-        "",
-        f"{about['layers']} layers, {about['tokens']} patches, {where['dtype']}; "
-        f"{about['frames']} frames of {about['clip']}; dense {found.dense_ms:.0f} ms a frame. "
-        f"{where['processor']}, {where['threads']} threads, torch {about['versions']['torch']}. "
-        "Latency: of a frame over a whole cycle, as a ratio to dense. Cosine: of features to "
-        "dense, mean over patches.",
-        "",
-        "| | latency | cosine, mean | worst frame | refreshes | tokens computed |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in found.rows:
-        lines.append(
-            f"| {label(row)} | {row.latency:.2f} | {row.mean:.4f} | {row.worst:.4f} | "
-            f"{row.refreshes} | {row.recomputed:.0%} |"
-        )
-    if found.same_choice:
-        by_layer = ", ".join(f"{share:.1%}" for share in found.same_choice)
-        lines += ["", f"Chosen patches that 8-bit reference keys choose as well, by layer: "
-                  f"{by_layer}."]  # fmt: skip
-    return "\n".join(lines) + "\n"
+@dataclass(frozen=True)
+class Way:
+    """A way to run the clip.
 
+    Attributes:
+        kind, settings: as in `Row`.
+    """
 
-def label(row: Row) -> str:
-    """Return what a row is called."""
-    settings = row.settings
-    if row.kind == "dense":
-        return "dense"
-    if row.kind == "merge":
-        return f"merging {settings['merged']} tokens a layer"
-    words = f"N={settings['refresh_interval']}"
-    if row.kind == "skip":
-        return f"skipping, {words}"
-    if row.kind == "threshold":
-        return f"STC, {words}, threshold {settings['threshold']:g}"
-    words += f", r={settings['update_ratio']:g}"
-    if row.kind == "change":
-        change = settings["refresh_on_change"]
-        return f"STC, {words}, refresh_on_change {change:g}" if change else f"STC, {words}"
-    return f"STC, {words}{', int8' if row.kind == 'int8' else ''}"
-
-
-def draw(found: Tradeoff, directory: Path) -> None:
-    """Draw tradeoff-heat.svg, tradeoff.svg and scene-cut.svg."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams |= {"svg.hashsalt": "stc", "svg.fonttype": "none", "font.size": 9}
-    from matplotlib import pyplot
-
-    directory.mkdir(parents=True, exist_ok=True)
-    figure, (mean, worst, latency) = pyplot.subplots(1, 3, figsize=(10, 2.9), layout="constrained")
-    for axes, title, read, words in (
-        (mean, "cosine to dense, mean", lambda row: row.mean, "{:.4f}"),
-        (worst, "cosine to dense, worst frame", lambda row: row.worst, "{:.4f}"),
-        (latency, "latency, dense = 1", lambda row: row.latency, "{:.2f}"),
-    ):
-        _heat(axes, found, title, read, words, reverse=axes is latency)
-    _write(figure, directory / "tradeoff-heat.svg")
-
-    figure, pair = pyplot.subplots(1, 2, figsize=(10, 3.8), sharex=True, layout="constrained")
-    for axes, title, read in (
-        (pair[0], "mean over frames", lambda row: row.mean),
-        (pair[1], "worst frame", lambda row: row.worst),
-    ):
-        _scatter(axes, found, title, read)
-    pair[0].legend(frameon=False, fontsize=8, loc="lower right")
-    _write(figure, directory / "tradeoff.svg")
-
-    figure, axes = pyplot.subplots(figsize=(10, 3), layout="constrained")
-    _over_time(axes, found)
-    _write(figure, directory / "scene-cut.svg")
-
-
-class _Way:
-    """A way to run the clip, frame by frame."""
-
-    def __init__(self, kind: str, settings: dict[str, Any], tower: VisionModel) -> None:
-        self.kind = kind
-        self.settings = settings
-        self.tower = tower
-        self.refreshes = 0
-        self.cosines: list[float] = []
+    kind: str
+    settings: dict[str, Any]
 
     @property
     def key(self) -> str:
-        return _key(self.kind, self.settings)
+        """What tells ways apart that differ in more than their refresh interval."""
+        rest = {name: each for name, each in self.settings.items() if name != "refresh_interval"}
+        return json.dumps([self.kind, rest], sort_keys=True)
 
-    def step(self, number: int, inputs: dict[str, Tensor], dense: Tensor) -> None:
-        """Run a frame, and see how close it is to dense."""
-        self.cosines.append(_cosine(self.tower, self.run(number, inputs), dense))
-        self.refreshes += self.whole(number)
+    def at(self, interval: int) -> Way:
+        """Return it with another refresh interval, if it has one."""
+        if "refresh_interval" not in self.settings:
+            return self
+        return replace(self, settings={**self.settings, "refresh_interval": interval})
 
-    def run(self, number: int, inputs: dict[str, Tensor]) -> Tensor:
-        raise NotImplementedError
+    def method(self) -> Method:
+        """Return the method that runs it.
 
-    def reset(self) -> None:
-        """Begin anew."""
-
-    def whole(self, number: int) -> bool:
-        """Say whether the frame that has just run was computed whole; asked once a frame."""
-        return False
-
-    def recomputed(self) -> float:
-        """Return the share of tokens that were computed."""
-        raise NotImplementedError
-
-    def row(self) -> Row:
-        cosines = tuple(self.cosines)
-        return Row(self.kind, self.settings, 0.0, 0.0, cosines, self.refreshes, self.recomputed())
+        Raises:
+            ValueError: there is no such method.
+        """
+        if self.kind == "method":
+            return read_method(self.settings["method"])
+        settings = {**_FIXED.get(self.kind, {}), **self.settings}
+        written = ",".join(f"{name}={value}" for name, value in settings.items())
+        return read_method(f"{_NAMES.get(self.kind, 'stc')}:{written}")
 
 
-class _CacherWay(_Way):
-    def __init__(
-        self,
-        kind: str,
-        settings: dict[str, Any],
-        tower: VisionModel,
-        config: CacherConfig,
-        record: bool = False,
-    ) -> None:
-        super().__init__(kind, settings, tower)
-        self._module = shared_copy(tower.module)
-        self._cacher: Cacher = attach_cacher(self._module, config)
-        self._record = record
-        self._seen = 0
-        self.recording = Recording()
-
-    def run(self, number: int, inputs: dict[str, Tensor]) -> Tensor:
-        tokens: Tensor
-        if not self._record:
-            tokens = self._module(**inputs).last_hidden_state
-            return tokens
-        with self._cacher.record() as self.recording:
-            tokens = self._module(**inputs).last_hidden_state
-        return tokens
-
-    def reset(self) -> None:
-        self._cacher.reset()
-
-    def whole(self, number: int) -> bool:
-        before, self._seen = self._seen, self._cacher.stats.refreshes
-        return self._seen > before
-
-    def recomputed(self) -> float:
-        stats = self._cacher.stats
-        return stats.tokens_recomputed / (stats.tokens_recomputed + stats.tokens_reused)
+_ORDER = ("dense", "stc", "int8", "threshold", "change", "skip", "merge", "method")
+_NAMES = {"skip": "skip", "merge": "merge"}
+_FIXED = {
+    "stc": {"refresh_on_change": "none"},
+    "int8": {"refresh_on_change": "none", "reference_keys": "int8"},
+    "threshold": {"refresh_on_change": "none", "update_ratio": 1.0},
+}
+_MIDDLE = {"refresh_interval": 4, "update_ratio": 0.25}
 
 
-class _SkipWay(_Way):
-    """Whole frames are skipped: the last output again, which costs nothing."""
-
-    def __init__(self, tower: VisionModel, interval: int) -> None:
-        super().__init__("skip", {"refresh_interval": interval}, tower)
-        self._interval = interval
-
-    def step(self, number: int, inputs: dict[str, Tensor], dense: Tensor) -> None:
-        if self.whole(number):
-            self._kept = dense
-            self.refreshes += 1
-        self.cosines.append(_cosine(self.tower, self._kept, dense))
-
-    def whole(self, number: int) -> bool:
-        return number % self._interval == 0
-
-    def recomputed(self) -> float:
-        return self.refreshes / len(self.cosines)
-
-
-class _MergeWay(_Way):
-    """Tokens are merged within the frame."""
-
-    def __init__(self, tower: VisionModel, merged: int) -> None:
-        super().__init__("merge", {"merged": merged}, tower)
-        self._module = shared_copy(tower.module)
-        self._merging = TokenMerging(merged).attach(self._module)
-
-    def run(self, number: int, inputs: dict[str, Tensor]) -> Tensor:
-        with self._merging.record() as record:
-            tokens: Tensor = self._module(**inputs).last_hidden_state
-        self._share = record.share[0]
-        return tokens
-
-    def recomputed(self) -> float:
-        return self._share
-
-
-def _at(tower: VisionModel, interval: int, every: bool = False) -> list[_Way]:
-    """Return the ways with a refresh interval; `every`: all kinds, else each at its own."""
-    ways: list[_Way] = []
-    for ratio in RATIOS:
-        settings = {"refresh_interval": interval, "update_ratio": ratio}
-        ways.append(_CacherWay("stc", settings, tower, CacherConfig.paper(ratio, interval)))
-    ways.append(_SkipWay(tower, interval))
-    if every or interval == 4:
-        ways += [_MergeWay(tower, merged) for merged in MERGED]
-        for threshold in THRESHOLDS:
-            settings = {"refresh_interval": interval, "threshold": threshold}
-            config = CacherConfig.paper(1.0, interval, threshold=threshold)
-            ways.append(_CacherWay("threshold", settings, tower, config))
-    if every or interval == 8:
-        for change in CHANGES:
-            settings = {"refresh_interval": interval, "update_ratio": 0.25}
-            settings["refresh_on_change"] = change
-            config = CacherConfig(0.25, interval, refresh_on_change=change)
-            ways.append(_CacherWay("change", settings, tower, config))
+def _ways() -> list[Way]:
+    ways = []
+    for interval in INTERVALS:
+        at = {"refresh_interval": interval}
+        ways += [Way("stc", {**at, "update_ratio": ratio}) for ratio in RATIOS]
+        ways.append(Way("skip", at))
+    ways.append(Way("int8", _MIDDLE))
+    ways += [Way("merge", {"merged": merged}) for merged in MERGED]
+    ways += [Way("threshold", {"refresh_interval": 4, "threshold": each}) for each in THRESHOLDS]
+    for change in CHANGES:
+        settings = {"refresh_interval": 8, "update_ratio": 0.25, "refresh_on_change": change}
+        ways.append(Way("change", settings))
     return ways
 
 
-def _key(kind: str, settings: dict[str, Any]) -> str:
-    rest = {name: value for name, value in settings.items() if name != "refresh_interval"}
-    return json.dumps([kind, rest], sort_keys=True)
+def _inputs(tower: VisionModel, clip: Clip) -> Iterator[dict[str, Tensor]]:
+    return (tower.batch([image]) for image in clip.images)
 
 
-def _dense(tower: VisionModel, inputs: dict[str, Tensor]) -> Tensor:
-    tokens: Tensor = tower.module(**inputs).last_hidden_state
-    return tokens
-
-
-def _same_choice(tower: VisionModel, one: Recording, other: Recording) -> list[float]:
+def _same_choice(tower: VisionModel, one: BatchRecord, other: BatchRecord) -> list[float]:
     """Return, by layer, the share of the patches that `one` recomputed which `other` did too."""
     shares = []
     for ours, theirs in zip(one.layers, other.layers, strict=True):
@@ -508,79 +340,8 @@ def _same_choice(tower: VisionModel, one: Recording, other: Recording) -> list[f
     return shares
 
 
-def _cosine(tower: VisionModel, tokens: Tensor, dense: Tensor) -> float:
-    one, other = (t[0, tower.prefix_tokens :].float() for t in (tokens, dense))
-    return float(F.cosine_similarity(one, other, dim=-1).mean())
-
-
-def _heat(
-    axes: Any,
-    found: Tradeoff,
-    title: str,
-    read: Callable[[Row], float],
-    words: str,
-    reverse: bool,
-) -> None:
-    values = [[read(found.stc(interval, ratio)) for ratio in RATIOS] for interval in INTERVALS]
-    picture = axes.imshow(values, cmap="viridis_r" if reverse else "viridis", aspect="auto")
-    low, high = picture.get_clim()
-    for row, line in enumerate(values):
-        for column, value in enumerate(line):
-            # White on the dark half of the colours.
-            bright = (value - low) / max(high - low, 1e-12) > 0.5
-            colour = "black" if bright != reverse else "white"
-            axes.text(column, row, words.format(value), ha="center", va="center", color=colour)
-    axes.set_xticks(range(len(RATIOS)), [f"{ratio:g}" for ratio in RATIOS])
-    axes.set_yticks(range(len(INTERVALS)), [str(interval) for interval in INTERVALS])
-    axes.set_xlabel("update ratio r")
-    axes.set_ylabel("refresh interval N")
-    axes.set_title(title, fontsize=10)
-
-
-def _scatter(axes: Any, found: Tradeoff, title: str, read: Callable[[Row], float]) -> None:
-    for interval, colour in zip(INTERVALS, ("#f3a361", "#c65a00", "#7a3500"), strict=True):
-        rows = [found.stc(interval, ratio) for ratio in RATIOS]
-        axes.plot(
-            [row.latency for row in rows],
-            [read(row) for row in rows],
-            "o-",
-            color=colour,
-            label=f"STC, N={interval}, r={', '.join(f'{ratio:g}' for ratio in RATIOS)}",
-        )
-    for kind, marker, colour, words in (
-        ("threshold", "^:", "#8250df", "STC, N=4, by threshold"),
-        ("skip", "s--", "#57606a", "frame skipping"),
-        ("merge", "D--", "#1f6feb", "token merging"),
-        ("dense", "*", "black", "dense"),
-    ):
-        rows = found.of(kind)
-        points = [row.latency for row in rows], [read(row) for row in rows]
-        axes.plot(*points, marker, color=colour, label=words)
-    axes.set_xlabel("latency, dense = 1")
-    axes.set_ylabel("cosine to dense")
-    axes.set_xlim(left=0)
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _over_time(axes: Any, found: Tradeoff) -> None:
-    skip = next(row for row in found.of("skip") if row.settings["refresh_interval"] == 8)
-    rows = [(skip, "#57606a"), (found.stc(8, 0.25), "#f3a361"), (found.of("change")[0], "#7a3500")]
-    for row, colour in rows:
-        axes.plot(row.cosines, "o-", markersize=3, color=colour, label=label(row))
-    axes.set_xlabel("frame of the clip")
-    axes.set_ylabel("cosine to dense")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-
-
-def _write(figure: Any, path: Path) -> None:
-    from matplotlib import pyplot
-
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+def _tell(words: str) -> None:
+    print(words, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
-from benchmarks import tradeoff
+from benchmarks import tradeoff, tradeoff_page
 from stc_stream.cacher import CacherConfig, attach_cacher
 from stc_stream.evaluate.variants import shared_copy
 from stc_stream.towers.load import VisionModel
@@ -71,7 +72,9 @@ def test_every_way_is_measured_and_what_is_kept_is_read_back(seed: int, tmp_path
 
     tradeoff.save(found, tmp_path / "t")
     kept_rows = tradeoff.load(tmp_path / "t.json")
-    assert [tradeoff.label(r) for r in kept_rows.rows] == [tradeoff.label(r) for r in found.rows]
+    assert [tradeoff_page.label(r) for r in kept_rows.rows] == [
+        tradeoff_page.label(r) for r in found.rows
+    ]
     assert kept_rows.stc(4, 0.25).mean == pytest.approx(row.mean, abs=1e-5)
     page = (tmp_path / "t.md").read_text()
     assert "| STC, N=4, r=0.25 |" in page and "| skipping, N=8 |" in page
@@ -112,10 +115,39 @@ def test_bad_input_is_one_line(capsys, tmp_path) -> None:
     assert "layers must be 1 to 12" in capsys.readouterr().err
     assert tradeoff.main(["--model", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+    assert tradeoff.main(["--layers", "1", "--method", "magic"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("tradeoff: method must be one of dense, ") and err.count("\n") == 1
+    assert tradeoff.main(["--tower", "qwen2-vl", "--layers", "1"]) == 2
+    assert "packed frames cannot be" in capsys.readouterr().err
+
+
+def test_any_method_can_be_named(seed: int, tmp_path) -> None:
+    tower, name = make(seed), "random_tokens:refresh_interval=2"
+    found = tradeoff.with_latency(tradeoff.measure(tower, 5, (name,)), tower, 3)
+    (row,) = found.of("method")
+    assert tradeoff_page.label(row) == name
+    assert row.refreshes == 3 and row.whole > 0 and row.selective > 0
+    assert row.recomputed == pytest.approx((3 + 2 * 0.25) / 5)
+    tradeoff.save(found, tmp_path / "t")
+    assert f"| {name} |" in (tmp_path / "t.md").read_text()
+    kept = tradeoff.load(tmp_path / "t.json")
+    assert kept.of("method")[0].settings == {"method": name}
+    tradeoff_page.draw(kept, tmp_path)
+    assert name in (tmp_path / "tradeoff.svg").read_text()
+
+
+def test_what_is_committed_can_be_drawn(tmp_path) -> None:
+    (path,) = (Path(tradeoff.__file__).parent / "results").glob("*-tradeoff.json")
+    found = tradeoff.load(path)
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == tradeoff_page.markdown(found)
+    assert tradeoff.main(["--draw", str(path), "--figures", str(tmp_path)]) == 0
+    for name in ("tradeoff-heat.svg", "tradeoff.svg", "scene-cut.svg"):
+        assert ElementTree.parse(tmp_path / name).getroot().tag.endswith("svg")
 
 
 def test_scene_cut_settings_are_told_apart(seed: int) -> None:
     found = tradeoff.measure(make(seed), 3)
-    labels = [tradeoff.label(row) for row in found.rows]
+    labels = [tradeoff_page.label(row) for row in found.rows]
     assert len(labels) == len(set(labels))
     assert json.dumps(found.about)
