@@ -19,30 +19,30 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from stc_stream.cacher import CacherConfig, attach_cacher
-from stc_stream.cacher.schedule import RefreshScheduler
-from stc_stream.evaluate.fidelity import token_cosines
-from stc_stream.evaluate.timing import WallClock, timed
+from stc_stream.cacher import Cacher, CacherConfig, attach_cacher
+from stc_stream.evaluate.clip import run_clip
+from stc_stream.evaluate.method import Method
+from stc_stream.evaluate.timing import Turns, Variant, WallClock, timed
 from stc_stream.evaluate.variants import shared_copy
 from stc_stream.report.document import machine
 from stc_stream.report.versions import versions
 from stc_stream.towers.load import VisionModel, build_tower
-from stc_stream.towers.sizes import MODEL_SIZES
+from stc_stream.towers.sizes import MODEL_SIZES, TowerSizes
 from stc_stream.video import open_video
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
 PANS = (1, 2, 4, 8)
 FPS = 5
 MOST_FRAMES = 100
-LAYERS, WIDTH, SIDE, PATCH = 6, 192, 224, 16
+LAYERS, WIDTH, HEADS, SIDE, PATCH = 6, 192, 4, 224, 16
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tower = small_tower()
     rows: list[Row] = []
     for name, frames in clips(tower, options.clips):
-        rows += measure(tower.module, name, frames)
+        rows += measure(tower, name, frames)
         print(f"{name}: {rows[-1].frames} frames", file=sys.stderr)
     about = {
         "tower": tower.name,
@@ -107,18 +107,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def small_tower() -> VisionModel:
     """Return a SigLIP tower of 6 layers of 192 with random weights, the same each time."""
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4}
-    config = SiglipVisionConfig(
-        num_hidden_layers=LAYERS, image_size=SIDE, patch_size=PATCH, vision_use_head=False, **sizes
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = SiglipVisionModel(config).eval().requires_grad_(False)
+    sizes = TowerSizes("SigLIP", "SigLIP", SIDE, PATCH, WIDTH, HEADS, 4 * WIDTH, LAYERS)
     middle = (0.5, 0.5, 0.5)
     name = f"SigLIP, {LAYERS} layers of {WIDTH}, {SIDE} pixels, random weights (seed 0)"
     cpu, float32 = torch.device("cpu"), torch.float32
     return VisionModel(
-        module, name, False, SIDE, PATCH, WIDTH, LAYERS, middle, middle, cpu, float32
+        sizes.build(), name, False, SIDE, PATCH, WIDTH, LAYERS, middle, middle, cpu, float32
     )
 
 
@@ -146,23 +140,24 @@ def pan(speed: int, side: int, frames: int = 32) -> Tensor:
     return torch.stack([scene[0, :, :, speed * n : speed * n + side] for n in range(frames)])
 
 
-@torch.inference_mode()
 def measure(
-    module: torch.nn.Module, clip: str, frames: Tensor, thresholds: Sequence[float] = THRESHOLDS
+    tower: VisionModel, clip: str, frames: Tensor, thresholds: Sequence[float] = THRESHOLDS
 ) -> list[Row]:
     """Run frames, [F, 3, side, side], on the plain schedule and with each threshold."""
-    dense = [module(frame[None]).last_hidden_state for frame in frames]
-    rows = []
-    for threshold in (None, *thresholds):
-        with attach_cacher(module, CacherConfig(refresh_on_change=threshold)) as cacher:
-            cosines = [
-                float(token_cosines(module(frame[None]).last_hidden_state, whole).mean())
-                for frame, whole in zip(frames, dense, strict=True)
-            ]
-            refreshes = cacher.stats.refreshes
-        worst, mean = min(cosines), statistics.mean(cosines)
-        rows.append(Row(clip, threshold, len(frames), refreshes, worst, mean))
-    return rows
+    schedules = (None, *thresholds)
+    methods = [Method(clip, CacherConfig(refresh_on_change=each)) for each in schedules]
+    runs = run_clip(tower, methods, (tower.inputs(frame[None]) for frame in frames))
+    return [
+        Row(
+            clip,
+            threshold,
+            len(frames),
+            refreshes=sum(run.whole),
+            worst=min(run.cosines),
+            mean=statistics.fmean(run.cosines),
+        )
+        for threshold, run in zip(schedules, runs, strict=True)
+    ]
 
 
 @torch.inference_mode()
@@ -174,44 +169,50 @@ def cost(geometry: str, rounds: int = 15, layers: int = 2) -> str:
     tower = build_tower(geometry, layers=layers, device="cpu", dtype="float32")
     depth = MODEL_SIZES[geometry].layers
     frames = torch.randn(4, 3, tower.image_size, tower.image_size)
-    spent: dict[bool, list[float]] = {False: [], True: []}
-    frame_seconds = []
     with ExitStack() as stack:
-        cachers = {}
-        for watches in spent:
+        clocks: dict[bool, _PlanClock] = {}
+        variants: dict[bool, Variant] = {}
+        for watches in (False, True):
             module = shared_copy(tower.module)
             config = CacherConfig(refresh_interval=10**6, refresh_on_change=1 if watches else None)
-            cachers[watches] = (module, stack.enter_context(attach_cacher(module, config)))
+            cacher = stack.enter_context(attach_cacher(module, config))
             module(frames[:1])
-        for number in range(rounds):
-            for watches, (module, cacher) in cachers.items():
-                clock = _Clock(cacher.tower.layers, cacher._scheduler)
-                with clock:
-                    module(frames[number % 4][None])
-                spent[watches].append(clock.planning)
-                frame_seconds.append(depth * clock.layer)
+            clocks[watches] = stack.enter_context(_PlanClock(cacher))
+            variants[watches] = _forwards(module, frames)
+        turns = Turns(variants, WallClock())
+        for _ in range(rounds):
+            turns.run_round()
     # The least of the rounds: nothing else on the machine makes anything faster.
-    extra, frame = min(spent[True]) - min(spent[False]), min(frame_seconds)
+    extra = min(clocks[True].planning) - min(clocks[False].planning)
+    frame = depth * min(clocks[False].layer + clocks[True].layer)
     return (
         f"{tower.name}: {1e6 * extra:.0f} µs a frame, {100 * extra / frame:.2f}% of a selective "
         f"frame's {1e3 * frame:.0f} ms ({torch.get_num_threads()} threads, float32)"
     )
 
 
-class _Clock:
-    """Times the planning of a forward, and its last layer."""
+def _forwards(module: torch.nn.Module, frames: Tensor) -> Variant:
+    """Return what runs the next of some frames, over and over."""
+    following = cycle(frames)
+    return lambda: module(next(following)[None])
 
-    def __init__(self, layers: Sequence[Any], scheduler: RefreshScheduler) -> None:
-        self.planning = self.layer = 0.0
-        self._layer, self._scheduler = layers[-1].module, scheduler
+
+class _PlanClock:
+    """Times the planning of each forward, and its last layer, in seconds."""
+
+    def __init__(self, cacher: Cacher) -> None:
+        self.planning: list[float] = []
+        self.layer: list[float] = []
+        self._layer, self._scheduler = cacher.tower.layers[-1].module, cacher._scheduler
         self._clock = WallClock()
         self._started = 0.0
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _PlanClock:
         plan = self._scheduler.plan
 
         def timed_plan(*given: Any) -> Any:
-            plans, self.planning = timed(lambda: plan(*given), self._clock)
+            plans, seconds = timed(lambda: plan(*given), self._clock)
+            self.planning.append(seconds)
             return plans
 
         self._scheduler.plan = timed_plan
@@ -219,6 +220,7 @@ class _Clock:
             self._layer.register_forward_pre_hook(self._start),
             self._layer.register_forward_hook(self._stop),
         )
+        return self
 
     def __exit__(self, *error: object) -> None:
         del self._scheduler.plan
@@ -229,7 +231,7 @@ class _Clock:
         self._started = self._clock()
 
     def _stop(self, *given: object) -> None:
-        self.layer = self._clock() - self._started
+        self.layer.append(self._clock() - self._started)
 
 
 def markdown(rows: Sequence[Row], about: dict[str, Any]) -> str:

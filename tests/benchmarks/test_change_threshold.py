@@ -16,12 +16,13 @@ RESULTS = Path(bench.__file__).parent / "results"
 
 
 def test_rows_say_what_was_refreshed_and_how_close_it_stayed(seed: int) -> None:
-    module = bench.small_tower().module
+    tower = bench.small_tower()
+    module = tower.module
     module.encoder.layers = module.encoder.layers[:1]
     generator = torch.Generator().manual_seed(seed)
     scenes = torch.randn(2, 3, bench.SIDE, bench.SIDE, generator=generator)
     clip = scenes[[0, 0, 1, 1, 1]]
-    plain, watched = bench.measure(module, "cut", clip, (0.5,))
+    plain, watched = bench.measure(tower, "cut", clip, (0.5,))
     assert (plain.threshold, plain.frames, plain.refreshes, plain.share) == (None, 5, 2, 0.4)
     assert (watched.threshold, watched.refreshes) == (0.5, 3)
     with torch.inference_mode():
