@@ -12,6 +12,7 @@ import torch
 
 import stc_kernels
 from benchmarks.timers import PerCall
+from stc_stream.evaluate.methods import method_names, read_method
 from stc_stream.evaluate.timing import Clock, EventClock, WallClock
 
 
@@ -26,11 +27,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--seconds", type=float, default=2.0, help="how long each op and shape is timed for"
     )
+    group.addoption(
+        "--method",
+        default="stc:update_ratio=0.25,refresh_on_change=none",
+        metavar="NAME:SETTING=VALUE,...",
+        help=f"what runs the towers: {', '.join(method_names())} (default: %(default)s)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device cuda: torch finds no NVIDIA GPU here")
+    try:
+        read_method(config.getoption("--method"))
+    except ValueError as error:
+        raise pytest.UsageError(f"--method: {error}") from None
     config.stash[_LOAD] = os.getloadavg()[0]
 
 

@@ -206,7 +206,7 @@ def _overhead_cells(result: Result) -> tuple[str, ...]:
 def _tower_cells(result: Result) -> tuple[str, ...]:
     dense, ratio = result.sides[result.fastest].median, result.times_faster_than(result.fastest)
     times = f"{1e3 * dense:.4g}", f"{1e3 * result.ours:.4g}", f"{ratio:.2f}"
-    cap = f"{result.about['cap']:.2f}"
+    cap = "—" if result.about["cap"] is None else f"{result.about['cap']:.2f}"
     return result.name, result.about["tower"], words(result.fastest), *times, cap
 
 

@@ -5,8 +5,8 @@
 
 `frames` times SigLIP-so400m, CLIP-L and Qwen2-VL, one stream and eight, selective frames and whole
 cycles; `streams` times a frame of SigLIP-base's first layer over 1 to 64 streams and draws the
-curve. Arguments after `--` go to pytest (`-- -k clip`). `--runs` makes the files anew from what was
-kept.
+curve. Arguments after `--` go to pytest (`-- -k clip`, `-- --method skip`). `--runs` makes the
+files anew from what was kept.
 """
 
 from __future__ import annotations
@@ -120,8 +120,9 @@ def draw(results: Results, path: Path) -> None:
     axes.plot(streams, dense, "o-", color="#57606a", label="dense, the faster of eager, compiled")
     ours = [_per_layer(result, "ours") for result in timed]
     axes.plot(streams, ours, "o-", color="#c65a00", label="selective frame, r = 0.25")
-    capped = [ms / result.about["cap"] for ms, result in zip(dense, timed, strict=True)]
-    axes.plot(streams, capped, ":", color="#c65a00", label="what the arithmetic allows")
+    if all(result.about["cap"] for result in timed):
+        least = [ms / result.about["cap"] for ms, result in zip(dense, timed, strict=True)]
+        axes.plot(streams, least, ":", color="#c65a00", label="what the arithmetic allows")
     axes.set_xscale("log", base=2)
     axes.set_xticks(streams, [str(count) for count in streams])
     axes.set_ylim(bottom=0)
@@ -159,7 +160,7 @@ def _row(result: Result) -> tuple[str, ...]:
         ),
         f"{ratio:.2f}",
         f"{about['times_faster_of_minima']:.2f}",
-        f"{about['cap']:.2f}",
+        "—" if about["cap"] is None else f"{about['cap']:.2f}",
         f"{1 - 1 / ratio:.1%}",
     )
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -16,7 +18,10 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransforme
 
 from benchmarks import test_tower as bench
 from benchmarks import tower_report
-from stc_stream import CacherConfig, attach_cacher
+from stc_stream import CacherConfig, CacherStats
+from stc_stream.evaluate.frames import MethodTower
+from stc_stream.evaluate.method import AttachedTower, Method
+from stc_stream.evaluate.methods import method_names, read_method
 from stc_stream.towers.load import VisionModel
 from stc_stream.towers.sizes import Packing
 
@@ -29,6 +34,7 @@ TINY = {
     "patch_size": 14,
 }
 HALF = (0.5, 0.5, 0.5)
+RATIO = 0.25
 
 
 def make(family: str) -> VisionModel:
@@ -61,12 +67,29 @@ class Stopwatch:
                 self.stats.stats.data.append(time.perf_counter() - start)
 
 
-def test_the_dense_sides_are_eager_and_compiled(seed: int) -> None:
+@dataclass(frozen=True)
+class Watched:
+    """A Cacher whose counts can be read afterwards."""
+
+    update_ratio: float
+    refresh_interval: int
+    stagger: bool
+    stats: list[CacherStats] = field(default_factory=list)
+
+    @contextmanager
+    def attach(self, tower: torch.nn.Module) -> Iterator[AttachedTower]:
+        config = CacherConfig.paper(self.update_ratio, self.refresh_interval, stagger=self.stagger)
+        with config.attach(tower) as cacher:
+            yield cacher
+            self.stats.append(cacher.stats)
+
+
+def test_the_dense_variants_are_eager_and_compiled(seed: int) -> None:
     torch.manual_seed(seed)
     tower = make("siglip")
     (batch,) = bench.clip(tower, 1)
     with torch.no_grad():
-        sides, left_out = bench.dense_sides(tower, batch)
+        sides, left_out = bench.dense_variants(tower, batch)
         assert list(sides) == ["dense", "dense_compiled"] and not left_out
         torch.testing.assert_close(*(side(batch) for side in sides.values()), rtol=1e-4, atol=1e-4)
 
@@ -81,7 +104,7 @@ def test_a_tower_that_does_not_compile_is_timed_without(monkeypatch: pytest.Monk
     monkeypatch.setattr(bench, "compiled", broken)
     tower = make("clip")
     with torch.no_grad():
-        sides, left_out = bench.dense_sides(tower, bench.clip(tower, 1)[0])
+        sides, left_out = bench.dense_variants(tower, bench.clip(tower, 1)[0])
     assert list(sides) == ["dense"] and left_out == {"dense_compiled": "no compiler here"}
 
 
@@ -95,8 +118,9 @@ def test_a_pass_is_a_cycle_of_every_stream(
     torch.manual_seed(seed)
     tower, watch, rounds = make(family), Stopwatch(), 2
     batches = bench.clip(tower, 1 if interval == bench.NEVER else interval, streams)
-    config = CacherConfig.paper(bench.RATIO, interval, stagger=streams > 1)
-    stats = bench.compare(watch, tower, config, batches, rounds)
+    part = Watched(RATIO, interval, streams > 1)
+    bench.compare(watch, tower, Method("watched", part), batches, rounds)
+    (stats,) = part.stats
     # Two batches and a pass to check and to begin with, then passes with one round to warm up.
     passes = 1 + 1 + rounds
     assert stats.frames == streams * (2 + passes * len(batches))
@@ -114,18 +138,32 @@ def test_wrong_results_are_refused(seed: int) -> None:
     torch.manual_seed(seed)
     tower = make("siglip")
     batches = bench.clip(tower, 1)
-    with attach_cacher(tower.module, CacherConfig.paper(bench.RATIO, bench.NEVER)) as cacher:
+    with MethodTower(tower, Method("stc", CacherConfig.paper(RATIO, bench.NEVER))) as ours:
         with torch.no_grad():
-            bench.check(tower, cacher, batches)
+            bench.check(tower, ours, batches)
 
         def wrong(module: object, inputs: object, output: torch.Tensor) -> torch.Tensor:
             wrong.calls += 1
             return output * 1.01 if wrong.calls > 1 else output
 
         wrong.calls = 0
-        cacher.tower.layers[0].module.register_forward_hook(wrong)
+        ours.reset()
+        ours.tower.layers[0].module.register_forward_hook(wrong)
         with torch.no_grad(), pytest.raises(AssertionError, match="of the norm from dense"):
-            bench.check(tower, cacher, batches)
+            bench.check(tower, ours, batches)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_any_method_is_timed(name: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "compiled", bench.eager)
+    torch.manual_seed(seed)
+    tower, watch = make("siglip"), Stopwatch()
+    method = bench.with_cycle(read_method(name), 3, stagger=True)
+    assert method.refresh_interval == (3 if name in ("stc", "skip", "random_tokens") else 1)
+    assert getattr(method.tower, "stagger", True)
+    bench.compare(watch, tower, method, bench.clip(tower, 3, 2), rounds=2)
+    assert watch.extra_info["method"] == name
+    assert (watch.extra_info["cap"] is None) == (name in ("dense", "skip", "merge"))
 
 
 def run_file(tmp_path, part: str):
