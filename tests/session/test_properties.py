@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from session.conftest import QUESTION, make_case, steps_of_a_quarter
 
-from stc_stream import CacherConfig, PrunerConfig, StreamingSession
+from stc_stream import CacherConfig, MemoryFullError, PrunerConfig, StreamingSession
 from stc_stream.session.memory.layer import PreallocatedLayer
 
 FRAMES = 7
@@ -183,6 +183,11 @@ def test_layers_and_their_forks_hold_what_lists_of_rows_would(steps, capacity, g
             if expected and other.keys is not None:
                 assert torch.equal(other.keys, torch.stack(expected, 2))
     for other, expected in layers:
-        other.own()
+        if len(expected) > capacity:
+            with pytest.raises(MemoryFullError, match=f"of {capacity} tokens"):
+                other.own()
+            other.reorder_cache(torch.tensor([0]))
+        else:
+            other.own()
         if expected:
             assert torch.equal(other.values, -torch.stack(expected, 2))

@@ -19,6 +19,7 @@ class Store:
         keys, values: the first `owned` rows are the stream's, in order; a borrower may have written
             behind them.
         owned: rows of the stream.
+        shared: so many rows some fork has seen: they are never written again.
         borrower: the layer of a fork that has written behind them, while it lives.
     """
 
@@ -26,6 +27,7 @@ class Store:
         self.keys = keys.new_empty((*keys.shape[:2], capacity, keys.shape[3]))
         self.values = values.new_empty((*values.shape[:2], capacity, values.shape[3]))
         self.owned = 0
+        self.shared = 0
         self.borrower: weakref.ref[PreallocatedLayer] | None = None
 
     @property
@@ -133,6 +135,9 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         if self._owner:
             if self._seen + new > self.capacity:
                 raise full(self._seen, new, self.capacity)
+            if self._seen < self._store.shared:
+                # Cropped to less than a fork sees.
+                self._replace(*self._rows())
             self._store.take_back()
             self._store.write(self._seen, key_states, value_states)
             self._seen += new
@@ -178,6 +183,7 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             return other
         other._store, other._seen, other._owner = self._store, self._seen, False
         other._may_borrow = may_borrow and self._owner
+        self._store.shared = max(self._store.shared, self._seen)
         if self._borrowed:
             rows = self._store.rows(self._seen, self._seen + self._borrowed)
             other._tail = rows[0].clone(), rows[1].clone()
@@ -186,9 +192,17 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return other
 
     def own(self) -> None:
-        """Copy all rows into a store of its own, if it has none."""
-        if not self._owner:
-            self._replace(*self._rows())
+        """Copy all rows into a store of its own, if it has none.
+
+        Raises:
+            MemoryFullError: a fork has gone beyond what a stream can hold.
+        """
+        if self._owner:
+            return
+        held = self.get_seq_length()
+        if held > self.capacity:
+            raise full(self._seen, held - self._seen, self.capacity)
+        self._replace(*self._rows())
 
     def move_out(self) -> None:
         """Move a fork's own rows out of the stream's store."""
@@ -255,7 +269,8 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def _replace(self, keys: Tensor, values: Tensor) -> None:
         """Own a new store with these rows."""
-        store = Store(keys, values, self.capacity)
+        # A fork may have gone beyond the capacity.
+        store = Store(keys, values, max(self.capacity, keys.shape[2]))
         store.write(0, keys, values)
         store.owned = keys.shape[2]
         self.reset()

@@ -48,7 +48,11 @@ class SessionCache(Cache, ABC):
 
     @abstractmethod
     def own(self) -> None:
-        """Make a fork a stream: copy once what it shares, so that appending is as cheap again."""
+        """Make a fork a stream: copy once what it shares, so that appending is as cheap again.
+
+        Raises:
+            MemoryFullError: the fork holds more than a stream can.
+        """
 
     @property
     @abstractmethod
