@@ -20,6 +20,7 @@ from queue import Queue
 from threading import Thread
 from xml.etree import ElementTree
 
+import jsonschema
 import matplotlib
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ from stc_stream.evaluate.fidelity import Fidelity
 from stc_stream.evaluate.method import Method
 from stc_stream.evaluate.stream import StreamComparison
 from stc_stream.evaluate.summary import FrameNumbers, FrameResult, FrameView, summarise
-from stc_stream.pruner import PrunerConfig
+from stc_stream.pruner import PrunerConfig, ScoreStrategy
 from stc_stream.report.charts import (
     MOST_AGES,
     MOST_POINTS,
@@ -40,6 +41,7 @@ from stc_stream.report.charts import (
     fidelity_chart,
     latency_chart,
 )
+from stc_stream.report.document import stream_document, stream_schema
 from stc_stream.report.gallery import Gallery, Moment
 from stc_stream.report.page import render, write_report
 from stc_stream.report.pictures import OUTLINE, TINT, overlay, similarity_map, size
@@ -604,3 +606,18 @@ def test_a_real_browser_shows_it(
     assert cyan > 1000
     for third in np.array_split(pixels, 3):
         assert third.std() > 5
+
+
+def test_a_rule_of_ones_own_is_named_by_its_class(streamed: tuple[StreamRun, object]) -> None:
+    class KeepLast(ScoreStrategy):
+        def score(self, tokens, past):
+            return tokens[..., 0], past
+
+    run, moments = streamed
+    named = stream_document(run)
+    run = replace(run, pruner=PrunerConfig(strategy=KeepLast(), keep_ratio=0.25))
+    document = json.loads(json.dumps(stream_document(run)))
+    jsonschema.validate(document, stream_schema())
+    settings = {**named["config"]["pruner"], "strategy": "KeepLast"}
+    assert document["config"]["pruner"] == settings
+    assert "KeepLast, 4 tokens a frame" in render(run, moments)

@@ -110,6 +110,11 @@ class PrunerConfig:
         assert self.tokens_per_frame is not None
         return self.tokens_per_frame
 
+    @property
+    def strategy_name(self) -> str:
+        """What reports call the strategy: its name, or the class of an object."""
+        return self.strategy if isinstance(self.strategy, str) else type(self.strategy).__name__
+
     def make_strategy(self) -> PruningStrategy:
         """Return what chooses the tokens."""
         if self.strategy == "dual_anchor":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 
 import stc_kernels
 from stc_stream.evaluate.summary import Summary
+from stc_stream.pruner import PrunerConfig
 from stc_stream.report.run import StreamRun
 from stc_stream.report.target import write_whole
 from stc_stream.report.versions import cores, processor, versions
@@ -42,7 +43,7 @@ def stream_document(run: StreamRun) -> dict[str, Any]:
         "config": {
             "method": run.method.name,
             "cacher": None if run.cacher is None else asdict(run.cacher),
-            "pruner": None if run.pruner is None else asdict(run.pruner),
+            "pruner": None if run.pruner is None else _settings(run.pruner),
         },
         "machine": machine(tower),
         "versions": dict(versions()),
@@ -51,6 +52,12 @@ def stream_document(run: StreamRun) -> dict[str, Any]:
         "summary": _summary(run.summary),
         "frames": [asdict(frame) for frame in run.frames],
     }
+
+
+def _settings(config: PrunerConfig) -> dict[str, Any]:
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    # An object may hold anything: the name of its class stands for it.
+    return {**values, "strategy": config.strategy_name}
 
 
 def stream_schema() -> dict[str, Any]:
