@@ -16,8 +16,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, 
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
+from benchmarks import conftest, tower_report
 from benchmarks import test_tower as bench
-from benchmarks import tower_report
 from stc_stream import CacherConfig, CacherStats
 from stc_stream.evaluate.frames import MethodTower
 from stc_stream.evaluate.method import AttachedTower, Method
@@ -164,6 +164,13 @@ def test_any_method_is_timed(name: str, seed: int, monkeypatch: pytest.MonkeyPat
     bench.compare(watch, tower, method, bench.clip(tower, 3, 2), rounds=2)
     assert watch.extra_info["method"] == name
     assert (watch.extra_info["cap"] is None) == (name in ("dense", "skip", "merge"))
+
+
+def test_an_unknown_method_is_refused() -> None:
+    given = {"--device": "cpu", "--method": "magic"}
+    config = SimpleNamespace(getoption=given.__getitem__, stash={})
+    with pytest.raises(pytest.UsageError, match="^--method: method must be one of dense, "):
+        conftest.pytest_configure(config)
 
 
 def run_file(tmp_path, part: str):
