@@ -26,9 +26,10 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.tradeoff_page import draw, markdown
+from stc_stream.cacher.part import BatchRecord
 from stc_stream.evaluate.clip import run_clip
 from stc_stream.evaluate.frames import ComparedFrame
-from stc_stream.evaluate.method import BatchRecord, Method
+from stc_stream.evaluate.method import Method
 from stc_stream.evaluate.methods import method_names, read_method
 from stc_stream.evaluate.timing import Timing
 from stc_stream.report.document import machine

@@ -19,8 +19,9 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransforme
 from benchmarks import conftest, tower_report
 from benchmarks import test_tower as bench
 from stc_stream import CacherConfig, CacherStats
+from stc_stream.cacher.part import AttachedTower
 from stc_stream.evaluate.frames import MethodTower
-from stc_stream.evaluate.method import AttachedTower, Method
+from stc_stream.evaluate.method import Method
 from stc_stream.evaluate.methods import method_names, read_method
 from stc_stream.towers.load import VisionModel
 from stc_stream.towers.sizes import Packing

@@ -14,7 +14,8 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionCon
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
 from stc_stream.cacher import CacherConfig
-from stc_stream.evaluate.method import AttachedTower, Method
+from stc_stream.cacher.part import AttachedTower
+from stc_stream.evaluate.method import Method
 from stc_stream.evaluate.methods import method_names, read_method
 from stc_stream.pruner import PrunerConfig
 from stc_stream.towers.load import VisionModel
@@ -279,6 +280,8 @@ def test_a_part_of_another_kind_is_refused() -> None:
         Method("x", tower=3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="pruner must be a PrunerConfig, but is a int"):
         Method("x", pruner=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"must have a method open\(config\), but 3 has none"):
+        Method("x", memory=3)  # type: ignore[arg-type]
 
 
 def test_random_tokens_are_k_of_each_frame_and_any_of_them(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from contextlib import contextmanager
+from dataclasses import replace
 from types import MethodType
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 from session.conftest import QUESTION, steps_of_a_quarter
 
 from stc_stream import CacherConfig, StreamingSession, attach_cacher
+from stc_stream.evaluate.methods import read_method
+from stc_stream.session.memory import FullMemory
 
 
 def is_plain(model) -> bool:
@@ -135,3 +138,18 @@ def test_another_part_for_the_tower(case, frames):
         assert session.stats.frames == 2
     assert part.on == 0
     assert (case.logits(frames[:2]) - expected).abs().max() > 1e-3
+
+
+def test_the_parts_of_a_method_are_those_of_a_session(case, frames):
+    """And what a part remembers of the tower is forgotten with the stream."""
+    skipping = replace(read_method("skip:refresh_interval=8"), memory=FullMemory())
+    parts = {"cacher": skipping.tower, "pruner": skipping.pruner, "memory": skipping.memory}
+    with StreamingSession(case.model, case.processor, **parts) as session:
+        session.feed(frames[:3])
+        first = frames[[0, 0, 0]]
+        torch.testing.assert_close(session.logits(QUESTION), case.logits(first), atol=1e-4, rtol=0)
+        session.reset()
+        session.feed(frames[4:6])
+        torch.testing.assert_close(
+            session.logits(QUESTION), case.logits(frames[[4, 4]]), atol=1e-4, rtol=0
+        )

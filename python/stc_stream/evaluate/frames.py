@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from stc_stream.cacher.part import AttachedTower, BatchRecord
 from stc_stream.evaluate.fidelity import (
     Fidelity,
     FidelityTally,
@@ -19,7 +20,7 @@ from stc_stream.evaluate.fidelity import (
     token_cosines,
     watch_layers,
 )
-from stc_stream.evaluate.method import AttachedTower, BatchRecord, Method
+from stc_stream.evaluate.method import Method
 from stc_stream.evaluate.patched import FrameShares
 from stc_stream.evaluate.timing import WallClock, timed, wait_for
 from stc_stream.evaluate.variants import shared_copy

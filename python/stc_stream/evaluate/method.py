@@ -2,72 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from stc_stream.cacher import LayerRecord
+from stc_stream.cacher.part import TowerPart
 from stc_stream.pruner import PrunerConfig
 
-
-class BatchRecord(Protocol):
-    """What became of each frame of the last batch."""
-
-    @property
-    def whole(self) -> Sequence[bool]:
-        """Whether the frame was computed whole, as a dense tower does."""
-
-    @property
-    def share(self) -> Sequence[float]:
-        """The share of its tokens that were computed, mean over the layers."""
-
-    @property
-    def layers(self) -> Sequence[LayerRecord]:
-        """What each layer did with each token; empty where the method doesn't tell."""
-
-
-class AttachedTower(Protocol):
-    """A tower that a method runs, until its context is left."""
-
-    def streams(self, names: Sequence[Hashable]) -> AbstractContextManager[None]:
-        """Name the stream of each frame of the batches run inside; without names all are one."""
-
-    def reset(self, *streams: Hashable) -> None:
-        """Forget these streams, or all when none is named."""
-
-    def record(self) -> AbstractContextManager[BatchRecord]:
-        """Give what became of the last batch that ran inside."""
-
-
-class TowerPart(Protocol):
-    """What runs the tower: a Cacher's settings, or those of something used in its place.
-
-    One whose frames are computed whole now and then has a `refresh_interval`, the frames from one
-    such frame of a stream to the next.
-    """
-
-    def attach(self, tower: nn.Module) -> AbstractContextManager[AttachedTower]:
-        """Change how a tower runs, on this instance alone, until the context is left.
-
-        Args:
-            tower: a vision tower that can be read, or a model that holds exactly one.
-
-        Raises:
-            TypeError: a tower that the method can't run.
-        """
+if TYPE_CHECKING:
+    from stc_stream.session.memory import Memory
 
 
 @dataclass(frozen=True)
 class Method:
     """A way to run a video model; with a name alone it is dense.
 
+    Its parts are those that a `StreamingSession` takes. Where a tower is run without a language
+    model, what is remembered by one has no effect.
+
     Attributes:
         name: what to call it.
         tower: what runs the tower; None: the tower itself.
         pruner: what chooses the tokens that the language model gets; None: all.
+        memory: what the language model remembers; None: everything.
 
     Raises:
         TypeError: a part of another kind.
@@ -76,12 +32,15 @@ class Method:
     name: str
     tower: TowerPart | None = None
     pruner: PrunerConfig | None = None
+    memory: Memory | None = None
 
     def __post_init__(self) -> None:
         if self.tower is not None and not callable(getattr(self.tower, "attach", None)):
             raise TypeError(f"tower must have a method attach(tower), but {self.tower!r} has none")
         if self.pruner is not None and not isinstance(self.pruner, PrunerConfig):
             raise TypeError(f"pruner must be a PrunerConfig, but is a {type(self.pruner).__name__}")
+        if self.memory is not None and not callable(getattr(self.memory, "open", None)):
+            raise TypeError(f"memory must have a method open(config), but {self.memory!r} has none")
 
     @property
     def refresh_interval(self) -> int:

@@ -19,7 +19,7 @@ Self = TypeVar("Self", bound="PatchedTower")
 
 @dataclass
 class FrameShares:
-    """What became of each frame of the last batch, as `evaluate.method.BatchRecord` has it."""
+    """What became of each frame of the last batch, as `cacher.part.BatchRecord` has it."""
 
     whole: tuple[bool, ...] = ()
     share: tuple[float, ...] = ()

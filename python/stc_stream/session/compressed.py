@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from stc_stream.cacher import CacherConfig
+from stc_stream.cacher.part import TowerPart
 from stc_stream.pruner import PrunerConfig
 from stc_stream.session import checks
 from stc_stream.session.models import VideoModel, read_model
 from stc_stream.session.pruning import KeptFrame, SessionPruner
-from stc_stream.session.tower import FRAMES_AT_ONCE, TowerLease, TowerPart
+from stc_stream.session.tower import FRAMES_AT_ONCE, TowerLease
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stc_stream.cacher import CacherConfig
+from stc_stream.cacher.part import TowerPart
 from stc_stream.pruner import PrunerConfig
 from stc_stream.session import checks
 from stc_stream.session.answer import Answer, Choose, Text, most_likely
@@ -21,7 +22,6 @@ from stc_stream.session.processor import SessionProcessor
 from stc_stream.session.pruning import SessionPruner
 from stc_stream.session.results import Fed, SessionStats
 from stc_stream.session.stream import Positions, Settings, Stream
-from stc_stream.session.tower import TowerPart
 
 
 class StreamingSession:

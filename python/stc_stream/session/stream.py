@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stc_stream.cacher import CacherConfig
+from stc_stream.cacher.part import TowerPart
 from stc_stream.session import checks
 from stc_stream.session.answer import Answer
 from stc_stream.session.memory import Memory, MemoryFullError, SessionCache
@@ -19,7 +20,7 @@ from stc_stream.session.models import VideoModel
 from stc_stream.session.processor import SessionProcessor
 from stc_stream.session.pruning import KeptFrame, SessionPruner
 from stc_stream.session.results import Fed
-from stc_stream.session.tower import FRAMES_AT_ONCE, TowerLease, TowerPart
+from stc_stream.session.tower import FRAMES_AT_ONCE, TowerLease
 
 Positions = Literal["kept", "contiguous"]
 

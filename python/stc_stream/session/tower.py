@@ -7,22 +7,16 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
 from stc_stream.cacher import Cacher, CacherConfig, attach_cacher
+from stc_stream.cacher.part import TowerPart
 from stc_stream.session.models import VideoModel
 
 FRAMES_AT_ONCE = 16
 """Frames to give a tower together, so that long videos need no more memory than short ones."""
-
-
-class TowerPart(Protocol):
-    """What may run in a tower in a Cacher's place: frame skipping, merging of tokens."""
-
-    def attach(self, tower: nn.Module) -> AbstractContextManager[Any]:
-        """Put it on a tower until the context manager is left."""
 
 
 class TowerLease:
@@ -78,6 +72,7 @@ class _SharedTower:
         self._leaving: list[tuple[CacherConfig | TowerPart | None, str]] = []
         self._users: list[CacherConfig | TowerPart | None] = []
         self._attached: AbstractContextManager[Any] | None = None
+        self._part: Any = None
 
     def join(self, model: VideoModel, cacher: CacherConfig | TowerPart | None) -> None:
         """Count a session, and attach its Cacher if it is the first that has one."""
@@ -95,7 +90,8 @@ class _SharedTower:
                     f"is {cacher}"
                 )
             if cacher is not None and other is None:
-                self._attached = _attach(model, cacher)
+                self._attached = _attached(model, cacher)
+                self._part = self._attached.__enter__()
             self._users.append(cacher)
 
     def leave(self, cacher: CacherConfig | TowerPart | None, stream: str) -> None:
@@ -108,7 +104,7 @@ class _SharedTower:
             self._users.remove(cacher)
             self.forget(stream)
             if self._attached is not None and not any(user is not None for user in self._users):
-                attached, self._attached = self._attached, None
+                attached, self._attached, self._part = self._attached, None, None
                 attached.__exit__(None, None, None)
 
     def run(
@@ -127,24 +123,24 @@ class _SharedTower:
                     self.leave(*self._leaving.pop())
 
     def forget(self, stream: str) -> None:
-        """Have the Cacher forget a stream."""
-        if isinstance(self._attached, Cacher):
+        """Have the Cacher forget a stream, or another part, which has the tower to itself, all."""
+        if isinstance(self._part, Cacher):
             # Not known where it has had no frame, or was evicted.
             with suppress(ValueError):
-                self._attached.reset(stream)
+                self._part.reset(stream)
+        elif hasattr(self._part, "reset"):
+            self._part.reset()
 
     def _scope(self, names: list[str] | None) -> AbstractContextManager[Any]:
-        if not isinstance(self._attached, Cacher):
+        if not isinstance(self._part, Cacher):
             return nullcontext()
-        return self._attached.paused() if names is None else self._attached.streams(names)
+        return self._part.paused() if names is None else self._part.streams(names)
 
 
-def _attach(model: VideoModel, cacher: CacherConfig | TowerPart) -> AbstractContextManager[Any]:
+def _attached(model: VideoModel, cacher: CacherConfig | TowerPart) -> AbstractContextManager[Any]:
     if isinstance(cacher, CacherConfig):
         return attach_cacher(model.model, cacher)
-    attached = cacher.attach(model.tower)
-    attached.__enter__()
-    return attached
+    return cacher.attach(model.tower)
 
 
 def _leave(shared: _SharedTower, cacher: CacherConfig | TowerPart | None, stream: str) -> None:

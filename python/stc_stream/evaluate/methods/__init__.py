@@ -1,9 +1,9 @@
 """Methods by name: one file each, found by its file's name.
 
 A file's `METHOD` is a frozen dataclass whose fields are the method's settings, each with a default.
-It has what the method needs: `attach(tower)`, or an attribute `tower` with something that has; an
-attribute `pruner`. `stc:update_ratio=0.1,refresh_interval=2` is the method of `stc.py` with two of
-its settings.
+It has what the method needs: `attach(tower)`, or an attribute `tower` with something that has;
+attributes `pruner` and `memory`. `stc:update_ratio=0.1,refresh_interval=2` is the method of
+`stc.py` with two of its settings.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def read_method(text: str) -> Method:
 
 def _method(name: str, settings: Any) -> Method:
     tower = settings if hasattr(settings, "attach") else getattr(settings, "tower", None)
-    return Method(name, tower=tower, pruner=getattr(settings, "pruner", None))
+    parts = {part: getattr(settings, part, None) for part in ("pruner", "memory")}
+    return Method(name, tower=tower, **parts)
 
 
 def _value(method: str, setting: str, text: str, kind: Any) -> Any:

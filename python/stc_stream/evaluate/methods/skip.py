@@ -46,7 +46,7 @@ class SkippingTower(PatchedTower):
         super().__init__(model)
         self._interval = interval
         self._seen: dict[Hashable, int] = {}
-        self._held: dict[Hashable, tuple[list[Tensor], TreeSpec]] = {}
+        self._held: dict[Hashable, tuple[list[Any], TreeSpec]] = {}
         module = model.get_submodule(self.tower.path)
         self._densely = module.forward
         self.replace_forward(module, self._run)
@@ -65,7 +65,7 @@ class SkippingTower(PatchedTower):
             count = self._seen.get(name, 0)
             computed.append(count % self._interval == 0)
             self._seen[name] = count + 1
-        new: list[tuple[list[Tensor], TreeSpec]] = []
+        new: list[tuple[list[Any], TreeSpec]] = []
         if any(computed):
             args, kwargs = _rows((args, kwargs), sizes, computed)
             output = self._densely(*args, **kwargs)
@@ -78,7 +78,7 @@ class SkippingTower(PatchedTower):
             found.append(self._held[name])
         self.note(computed, [float(own) for own in computed])
         leaves = zip(*(tensors for tensors, _ in found), strict=True)
-        return tree_unflatten([torch.cat(pieces) for pieces in leaves], found[0][1])
+        return tree_unflatten([_joined(pieces) for pieces in leaves], found[0][1])
 
     def _sizes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
         """Return how many rows of the input each frame has."""
@@ -106,12 +106,22 @@ def _rows(tree: Any, sizes: Sequence[int], chosen: Sequence[bool]) -> Any:
     return tree_unflatten([rows(leaf) for leaf in leaves], spec)
 
 
-def _frames(output: Any, sizes: Sequence[int]) -> list[tuple[list[Tensor], TreeSpec]]:
+def _frames(output: Any, sizes: Sequence[int]) -> list[tuple[list[Any], TreeSpec]]:
     """Return a tower's output in pieces, one a frame; its rows are shared out by `sizes`."""
     leaves, spec = tree_flatten(output)
     total = sum(sizes)
-    pieces = [leaf.split([len(leaf) * size // total for size in sizes]) for leaf in leaves]
-    return [([*tensors], spec) for tensors in zip(*pieces, strict=True)]
+    pieces = [
+        leaf.split([len(leaf) * size // total for size in sizes])
+        if isinstance(leaf, Tensor)
+        else [leaf] * len(sizes)
+        for leaf in leaves
+    ]
+    return [([*parts], spec) for parts in zip(*pieces, strict=True)]
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Return one piece of output for all frames: an output may hold None beside its tensors."""
+    return torch.cat(list(parts)) if isinstance(parts[0], Tensor) else parts[0]
 
 
 METHOD = FrameSkipping
