@@ -6,7 +6,6 @@ Sizes of SigLIP-base (784 patches, 196 tokens a frame, 64 kept) and Qwen2-0.5B, 
 from __future__ import annotations
 
 import statistics
-import time
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 import stc_kernels
 from benchmarks.video_llm import KEPT, QUESTION, Watch, build, clip
 from stc_stream import CacherConfig, PrunerConfig, StreamingSession
+from stc_stream.evaluate.timing import WallClock, timed
 from stc_stream.session.memory.layer import PreallocatedLayer
 
 HEADS, HEAD_WIDTH = 2, 64
@@ -31,20 +31,18 @@ def llm(request: pytest.FixtureRequest) -> tuple[Any, Any]:
 def test_own_cost(benchmark, llm, monkeypatch):
     """A frame at a time; what is spent neither in the model nor in the pruner's op."""
     model, processor = llm
-    core, watch = model.model, Watch()
+    core, watch, clock = model.model, Watch(), WallClock()
     for module in (core.vision_tower, core.multi_modal_projector, core.language_model):
         watch.module(module)
     watch.method(core, "apply_pooling")
     prune = stc_kernels.prune_tokens
 
-    def timed(*args: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            return prune(*args)
-        finally:
-            watch.seconds += time.perf_counter() - start
+    def counted(*args: Any) -> Any:
+        kept, seconds = timed(lambda: prune(*args), clock)
+        watch.seconds += seconds
+        return kept
 
-    monkeypatch.setattr(stc_kernels, "prune_tokens", timed)
+    monkeypatch.setattr(stc_kernels, "prune_tokens", counted)
     frames, shares = clip(12), []
     settings = {"cacher": CacherConfig(), "pruner": PrunerConfig.paper(KEPT)}
     with StreamingSession(model, processor, **settings) as session:
@@ -52,9 +50,8 @@ def test_own_cost(benchmark, llm, monkeypatch):
         given = iter(frames[1:])
 
         def run() -> None:
-            watch.seconds, start = 0.0, time.perf_counter()
-            session.feed(next(given)[None])
-            whole = time.perf_counter() - start
+            watch.seconds = 0.0
+            _, whole = timed(lambda: session.feed(next(given)[None]), clock)
             shares.append(100 * (whole - watch.seconds) / whole)
 
         benchmark.pedantic(run, rounds=10, warmup_rounds=1)
@@ -66,7 +63,7 @@ def test_own_cost(benchmark, llm, monkeypatch):
 @pytest.mark.parametrize("frames", [10, 5000])
 @pytest.mark.parametrize("side", ["session", "transformers"])
 def test_writing_a_frame(benchmark, frames, side):
-    """A frame's keys and values into one layer that holds so many frames already."""
+    """A frame's keys and values into one layer that holds `frames` frames already."""
     keys, values = torch.randn(2, 1, HEADS, KEPT, HEAD_WIDTH)
     layer: Any = PreallocatedLayer((frames + 200) * KEPT) if side == "session" else DynamicLayer()
     held = torch.randn(2, 1, HEADS, KEPT * frames, HEAD_WIDTH)

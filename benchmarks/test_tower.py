@@ -93,7 +93,7 @@ def test_cycle_of_eight_streams(
 
 @pytest.mark.parametrize("streams", STREAMS)
 def test_selective_frames_of_streams(benchmark, make_tower: Make, method: Method, streams: int):
-    """A layer of SigLIP-base, so many streams, a frame of each at a time: what a frame costs."""
+    """A layer of SigLIP-base, a frame of each of several streams at a time: what a frame costs."""
     tower = make_tower("siglip-base", 1)
     batches = clip(tower, 1, streams=streams)
     compare(benchmark, tower, with_cycle(method, NEVER), batches, rounds=5)

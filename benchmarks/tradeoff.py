@@ -119,8 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tradeoff", description=__doc__)
     parser.add_argument("--tower", default="siglip-base", choices=MODEL_SIZES)
     parser.add_argument("--model", help="a SigLIP or CLIP model with its weights, instead")
-    parser.add_argument("--layers", type=int, help="only the first so many, of --tower")
-    parser.add_argument("--frames", type=int, help="only the clip's first so many")
+    parser.add_argument("--layers", type=int, help="only the first N, of --tower")
+    parser.add_argument("--frames", type=int, help="only the clip's first N")
     parser.add_argument(
         "--method",
         action="append",
@@ -177,7 +177,7 @@ def measure(
 
     Args:
         tower: whose frames are not packed.
-        frames: only the first so many.
+        frames: only the first of them; None: all.
         methods: more of them, as `read_method` takes them.
         tell: told how it gets on.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stc_stream import Fed, StreamingSession
+from stc_stream.evaluate.timing import WallClock, timed
 from stc_stream.session.untrained import LlavaSizes, build_llava_onevision
 
 QUESTION = "What is the person in front doing with what lies on the table?"
@@ -66,15 +66,12 @@ def feed(model: Any, processor: Any, frames: Tensor, **settings: Any) -> tuple[F
     """Feed a new session; return what it says, and the seconds to an answer's first token."""
     with StreamingSession(model, processor, **settings) as session:
         fed = session.feed(frames)
-        start = time.perf_counter()
-        session.logits(QUESTION)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        return fed, time.perf_counter() - start
+        _, seconds = timed(lambda: session.logits(QUESTION), WallClock(model.device))
+        return fed, seconds
 
 
 def prefill_operations(model: Any, tokens: int) -> float:
-    """Return the multiplications and additions of a causal prefill of so many tokens."""
+    """Return the multiplications and additions of a causal prefill of `tokens` tokens."""
     config = model.config.get_text_config()
     layers = model.model.language_model.layers
     weights = sum(weight.numel() for weight in layers.parameters() if weight.dim() == 2)
@@ -87,6 +84,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self._clock = WallClock()
         self._undo: list[Callable[[], None]] = []
         self._start = 0.0
 
@@ -102,14 +100,14 @@ class Watch:
         """Count calls of a method of this instance."""
         own = getattr(owner, name)
 
-        def timed(*args: Any, **kwargs: Any) -> Any:
+        def counted(*args: Any, **kwargs: Any) -> Any:
             self._enter()
             try:
                 return own(*args, **kwargs)
             finally:
                 self._leave()
 
-        setattr(owner, name, timed)
+        setattr(owner, name, counted)
         self._undo.append(lambda: delattr(owner, name))
 
     def remove(self) -> None:
@@ -118,10 +116,10 @@ class Watch:
             undo()
 
     def _enter(self, *_: Any) -> None:
-        self._start = time.perf_counter()
+        self._start = self._clock()
 
     def _leave(self, *_: Any) -> None:
-        self.seconds += time.perf_counter() - self._start
+        self.seconds += self._clock() - self._start
 
 
 def milliseconds(seconds: list[float]) -> float:

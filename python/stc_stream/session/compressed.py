@@ -173,7 +173,7 @@ def _left_padded(ids: Tensor, inputs: Tensor, mask: Tensor, keep: Tensor) -> _Sh
 
 
 def _with_prompt(output: Any, ids: Tensor, length: int) -> Any:
-    """Put the caller's prompts in the place of the shortened ones, of so many tokens."""
+    """Put the caller's prompts in the place of the shortened ones, `length` tokens long."""
     sequences = output if isinstance(output, Tensor) else output.sequences
     prompts = ids.repeat_interleave(len(sequences) // len(ids), dim=0).to(sequences.device)
     whole = torch.cat([prompts, sequences[:, length:]], dim=1)

@@ -147,7 +147,7 @@ class Stream:
         return [] if self.progress.frames else self._settings.before
 
     def _reserve(self, counts: list[int]) -> None:
-        """Refuse frames of so many kept tokens each, if they don't fit."""
+        """Refuse frames that keep these numbers of tokens, if they don't fit."""
         if self._settings.positions == "contiguous":
             self._check_positions(len(self._before) + sum(counts))
         self.cache.reserve([len(self._before), *counts])

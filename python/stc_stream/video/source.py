@@ -63,9 +63,9 @@ def open_video(
     Args:
         source: a video file, a folder of images (in natural order: 2 before 10), the number of a
             camera (or the number in a string), or a URL (``rtsp://…``, ``http://…``).
-        fps: take at most so many frames a second of the source's own clock; None takes all. The
+        fps: take at most this many frames a second of the source's own clock; None takes all. The
             images of a folder are 1/25 s apart.
-        frames: stop after so many frames; None goes on to the end.
+        frames: stop after this many; None goes on to the end.
         timeout: seconds that a network stream or a camera may stay silent.
         warn: called with one line when the source turns out damaged or cut short, with the frame
             where it does; by default a `DamagedVideoWarning`.

@@ -19,7 +19,7 @@ class Store:
         keys, values: the first `owned` rows are the stream's, in order; a borrower may have written
             behind them.
         owned: rows of the stream.
-        shared: so many rows some fork has seen: they are never written again.
+        shared: how many rows some fork has seen: they are never written again.
         borrower: the layer of a fork that has written behind them, while it lives.
     """
 
@@ -244,7 +244,7 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self._take(indices)
 
     def _fits_in_place(self, new: int) -> bool:
-        """Whether a fork may write so many rows behind the stream's."""
+        """Whether a fork may write `new` rows behind the stream's."""
         assert self._store is not None
         return (
             self._may_borrow

@@ -31,7 +31,7 @@ class SessionCache(Cache, ABC):
 
     @abstractmethod
     def roll_back(self, held: int) -> None:
-        """Undo what was written since so many tokens were held, whichever layers have it."""
+        """Undo what was written since `held` tokens were held, whichever layers have it."""
 
     @abstractmethod
     def fork(self) -> SessionCache:
