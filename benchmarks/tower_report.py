@@ -1,10 +1,11 @@
 """Time towers, and keep the table and the figure: one command a part.
 
     python -m benchmarks.tower_report frames --save benchmarks/results/NAME-towers
-    python -m benchmarks.tower_report streams --save benchmarks/results/NAME-streams
+    python -m benchmarks.tower_report streams --save benchmarks/results/NAME-streams \\
+        --figure docs/figures/streams.svg
 
 `frames` times SigLIP-so400m, CLIP-L and Qwen2-VL, one stream and eight, selective frames and whole
-cycles; `streams` times a frame of SigLIP-base's first layer over 1 to 64 streams and draws the
+cycles; `streams` times a frame of SigLIP-base's first layer over 1 to 64 streams and may draw the
 curve. Arguments after `--` go to pytest (`-- -k clip`, `-- --method skip`). `--runs` makes the
 files anew from what was kept.
 """
@@ -12,6 +13,7 @@ files anew from what was kept.
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,7 +29,7 @@ PARTS = {
     "frames": "not selective_frames_of_streams",
     "streams": "selective_frames_of_streams",
 }
-FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "streams.svg"
+_CACHER = "stc:update_ratio=0.25,refresh_on_change=none"
 _HEAD = (
     *("benchmark", "tower", "dense ms", "compiled ms", "ours ms"),
     *("times faster", "(least)", "cap", "saved"),
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--save", type=Path, metavar="PREFIX", help="write PREFIX.json, PREFIX.md")
-    parser.add_argument("--figure", type=Path, default=FIGURE, help="the curve of `streams`")
+    parser.add_argument("--figure", type=Path, help="draw the curve of `streams` there")
     parser.add_argument("--runs", type=Path, nargs="+", metavar="RUN.json", help="run nothing")
     parser.add_argument("--note", default="", help="what a reader should know about the runs")
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -57,13 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tower_report: no such file: {', '.join(missing)}", file=sys.stderr)
         return 2
     command = f"python -m benchmarks.tower_report {options.part} --dtype {options.dtype}"
+    if given[cut:]:
+        command += f" {shlex.join(given[cut:])}"
     results = from_runs(runs, options.note, command)
     Console(width=None if sys.stdout.isatty() else 160).print(table(results))
     if options.save is not None:
         results.save(options.save.with_name(options.save.name + ".json"))
         page = options.save.with_name(options.save.name + ".md")
         page.write_text(markdown(results), encoding="utf-8")
-    if options.part == "streams" and options.save is not None:
+    if options.part == "streams" and options.figure is not None:
         draw(results, options.figure)
     return 0
 
@@ -86,9 +90,9 @@ def table(results: Results) -> Table:
 def markdown(results: Results) -> str:
     """Return all benchmarks as a page."""
     lines = [
-        f"# A tower with a Cacher, on {_title(results)}",
+        f"# {_method(results)}, on {_title(results)}",
         "",
-        "Random weights, update_ratio 0.25. Each round times a dense pass, eager and compiled, "
+        "Random weights. Each round times a dense pass, eager and compiled, "
         "right before ours, which is not compiled. Medians of passes; how many times faster than "
         "the faster dense side: the median of the rounds' own ratios, and the least times' ratio.",
         "",
@@ -147,6 +151,12 @@ def _run(part: str, dtype: str, path: Path, more: Sequence[str]) -> int:
     command = [sys.executable, "-m", "pytest", "-q", "benchmarks/test_tower.py", "-k", selected]
     quiet = ["--benchmark-quiet", "--benchmark-json", str(path)]
     return subprocess.run([*command, *quiet, *more], check=False).returncode
+
+
+def _method(results: Results) -> str:
+    names = {result.about.get("method", _CACHER) for result in results.results}
+    other = ", ".join(sorted(names - {_CACHER}))
+    return f"A tower under {other}" if other else "A tower with a Cacher, update_ratio 0.25"
 
 
 def _row(result: Result) -> tuple[str, ...]:

@@ -2,14 +2,15 @@
 
     python -m benchmarks.tradeoff --save benchmarks/results/NAME-tradeoff
     python -m benchmarks.tradeoff --retime benchmarks/results/NAME-tradeoff.json  # latency again
-    python -m benchmarks.tradeoff --draw benchmarks/results/NAME-tradeoff.json    # figures again
+    python -m benchmarks.tradeoff --draw benchmarks/results/NAME-tradeoff.json \\
+        --figures docs/figures
 
 Runs the sample clip through a tower dense, with a Cacher over N and r, with whole frames skipped
 (the last computed output again), with tokens merged within the frame, and by each `--method` of
 `stc_stream.evaluate.methods`. Then times a few frames each way, in turns in one process: a refresh
 and a selective frame as a ratio to dense, medians of the frames' own ratios. Writes NAME.json,
-NAME.md and the figures of docs/tradeoff.md. Closeness is the same on a busy machine; for latency,
-`--retime` on an idle one.
+NAME.md and, beside them or to `--figures`, the figures of docs/tradeoff.md. Closeness is the same
+on a busy machine; for latency, `--retime` on an idle one.
 """
 
 from __future__ import annotations
@@ -43,7 +44,6 @@ RATIOS = (0.1, 0.25, 0.5)
 MERGED = (16, 32, 64, 110)
 THRESHOLDS = (0.98, 0.99, 0.995, 0.999)
 CHANGES = (0.3, 0.6)
-FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--save", type=Path, metavar="PREFIX", help="write PREFIX.json, PREFIX.md")
     parser.add_argument("--retime", type=Path, metavar="FILE.json", help="only time it again")
     parser.add_argument("--draw", type=Path, metavar="FILE.json", help="only draw what was kept")
-    parser.add_argument("--figures", type=Path, default=FIGURES, metavar="DIR")
+    parser.add_argument(
+        "--figures", type=Path, metavar="DIR", help="draw them there, not beside the JSON"
+    )
     options = parser.parse_args(arguments)
     if options.draw is not None:
-        draw(load(options.draw), options.figures)
+        draw(load(options.draw), options.figures or options.draw.parent)
         return 0
     kept = None if options.retime is None else load(options.retime)
     where = {"device": options.device, "dtype": options.dtype}
@@ -163,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prefix = options.save if kept is None else options.retime.with_suffix("")
     if prefix is not None:
         save(found, prefix)
-        draw(found, options.figures)
+        draw(found, options.figures or prefix.parent)
     return 0
 
 

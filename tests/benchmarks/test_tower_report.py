@@ -206,6 +206,24 @@ def test_a_run_becomes_a_table_a_page_and_a_curve(part: str, tmp_path, capsys) -
         assert ElementTree.parse(figure).getroot().tag.endswith("svg")
 
 
+def test_a_page_says_which_method_ran_and_how(tmp_path, monkeypatch) -> None:
+    run = json.loads(run_file(tmp_path, "streams").read_text())
+    assert "# A tower with a Cacher, update_ratio 0.25, on P" in made_page(run, tmp_path, [])
+    for each in run["benchmarks"]:
+        each["extra_info"]["method"] = "skip:refresh_interval=3"
+    page = made_page(run, tmp_path, ["--", "--method", "skip:refresh_interval=3"])
+    assert "# A tower under skip:refresh_interval=3, on P" in page
+    assert "streams --dtype float32 -- --method skip:refresh_interval=3`" in page
+
+
+def made_page(run: dict, folder, more: list[str]) -> str:
+    (folder / "run.json").write_text(json.dumps(run))
+    arguments = ["streams", "--runs", str(folder / "run.json"), "--save", str(folder / "q"), *more]
+    assert tower_report.main(arguments) == 0
+    assert not list(folder.glob("*.svg"))
+    return (folder / "q.md").read_text()
+
+
 def test_a_run_that_is_not_there_is_one_line(tmp_path, capsys) -> None:
     assert tower_report.main(["frames", "--runs", str(tmp_path / "none.json")]) == 2
     assert "no such file" in capsys.readouterr().err

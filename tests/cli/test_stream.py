@@ -27,7 +27,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, 
 import stc_kernels
 from stc_stream.cacher import CacherConfig, attach_cacher
 from stc_stream.evaluate.method import Method
-from stc_stream.evaluate.methods import read_method
+from stc_stream.evaluate.methods import method_names, read_method
 from stc_stream.evaluate.stream import StreamComparison
 from stc_stream.evaluate.summary import summarise
 from stc_stream.pruner import PrunerConfig, TokenPruner
@@ -137,7 +137,7 @@ def test_stc_by_name_is_what_runs_by_default(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--method", "tome"), "--method must be one of dense, merge, random_tokens, skip, stc"),
+        (("--method", "tome"), f"--method must be one of {', '.join(method_names())}"),
         (("--method", "skip:n=2"), "--method skip has refresh_interval, but no 'n'"),
         (("--method", "skip:refresh_interval=x"), "--method skip: refresh_interval must be a"),
         (("--method", "skip", "--update-ratio", "0.5"), "--update-ratio is for stc alone: give"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -15,6 +16,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransforme
 
 from stc_stream.cacher import CacherConfig
 from stc_stream.cacher.part import AttachedTower
+from stc_stream.evaluate import methods
 from stc_stream.evaluate.method import Method
 from stc_stream.evaluate.methods import method_names, read_method
 from stc_stream.pruner import PrunerConfig
@@ -254,8 +256,8 @@ def test_methods_are_found_by_name_with_their_settings() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("tome", "method must be one of dense, merge, .*stc, but is 'tome'"),
-        ("", "method must be one of dense, merge, .*stc, but is ''"),
+        ("tome", f"method must be one of {', '.join(method_names())}, but is 'tome'"),
+        ("", f"method must be one of {', '.join(method_names())}, but is ''"),
         ("skip:merged=3", "method skip has refresh_interval, but no 'merged'"),
         ("dense:merged=3", "method dense has no settings, but 'merged' was given"),
         ("skip:4", "method skip: settings must be setting=value, but one is '4'"),
@@ -273,6 +275,33 @@ def test_what_is_no_method_is_one_line(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as found:
         read_method(text)
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("class Odd: pass", "METHOD of odd.py must be a dataclass, the class itself, but is None"),
+        ("class Odd: pass\nMETHOD = Odd", "METHOD of odd.py must be a dataclass"),
+        (
+            "from dataclasses import dataclass as data\n"
+            "@data\nclass Odd:\n n: int = 3\nMETHOD = Odd()",
+            r"the class itself, but is Odd\(n=3\)",
+        ),
+        (
+            "from dataclasses import dataclass\n@dataclass\nclass Odd:\n"
+            " def attached(self, tower): pass\nMETHOD = Odd",
+            "Odd of odd.py must have attach, tower, pruner or memory, but has none of them",
+        ),
+    ],
+)
+def test_a_file_that_is_no_method_is_named(source, words, tmp_path, monkeypatch) -> None:
+    (tmp_path / "odd.py").write_text(source)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    try:
+        with pytest.raises(TypeError, match=words):
+            read_method("odd")
+    finally:
+        sys.modules.pop("stc_stream.evaluate.methods.odd", None)
 
 
 def test_a_part_of_another_kind_is_refused() -> None:

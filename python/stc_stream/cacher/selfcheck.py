@@ -121,7 +121,8 @@ class SelfCheck:
     def _cause(self, layer: TowerLayer) -> str:
         return next(_changes(self._tower, layer), None) or (
             f"{type(layer.module).__name__} has the parts of a {self._tower.family} layer, but "
-            "puts them together another way; such a tower can't have a Cacher"
+            "puts them together another way; such a tower can't have a Cacher (or, in a family of "
+            "your own, `read` has the order of projections, scale, heads or a layer scale wrong)"
         )
 
 

@@ -9,12 +9,14 @@ attributes `pruner` and `memory`. `stc:update_ratio=0.1,refresh_interval=2` is t
 from __future__ import annotations
 
 import pkgutil
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from stc_stream.evaluate.method import Method
+
+_PARTS = ("attach", "tower", "pruner", "memory")
 
 
 def method_names() -> tuple[str, ...]:
@@ -28,13 +30,14 @@ def read_method(text: str) -> Method:
     A value that may be None is written `none`.
 
     Raises:
+        TypeError: a file that is no method.
         ValueError: no method of that name, no such setting, or a value that it can't have; one
             line that says what there is.
     """
     name, _, written = text.partition(":")
     if name not in method_names():
         raise ValueError(f"method must be one of {', '.join(method_names())}, but is {name!r}")
-    kind = import_module(f"{__name__}.{name}").METHOD
+    kind = _kind(name)
     types = get_type_hints(kind)
     known = [field.name for field in fields(kind)]
     settings: dict[str, Any] = {}
@@ -53,6 +56,24 @@ def read_method(text: str) -> Method:
         return _method(text, kind(**settings))
     except (TypeError, ValueError) as error:
         raise ValueError(f"method {name}: {error}") from None
+
+
+def _kind(name: str) -> Any:
+    """Return the class of a method's settings.
+
+    Raises:
+        TypeError: its file has none, or one with no part of a method; only `dense` has none.
+    """
+    kind = getattr(import_module(f"{__name__}.{name}"), "METHOD", None)
+    if not isinstance(kind, type) or not is_dataclass(kind):
+        raise TypeError(f"METHOD of {name}.py must be a dataclass, the class itself, but is {kind}")
+    own = {*dir(kind), *(field.name for field in fields(kind))}
+    if name != "dense" and not own.intersection(_PARTS):
+        raise TypeError(
+            f"{kind.__name__} of {name}.py must have {', '.join(_PARTS[:-1])} or {_PARTS[-1]}, "
+            "but has none of them"
+        )
+    return kind
 
 
 def _method(name: str, settings: Any) -> Method:
