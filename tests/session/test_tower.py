@@ -153,3 +153,40 @@ def test_the_parts_of_a_method_are_those_of_a_session(case, frames):
         torch.testing.assert_close(
             session.logits(QUESTION), case.logits(frames[[4, 4]]), atol=1e-4, rtol=0
         )
+
+
+def test_a_part_that_gives_a_cacher_is_on(case, generator):
+    clip = steps_of_a_quarter(4, generator)
+    first, dense = case.logits(clip[:1]), case.logits(clip)
+    part = read_method("random_tokens:update_ratio=0.05").tower
+    with StreamingSession(case.model, case.processor, cacher=part) as session:
+        session.feed(clip[:1])
+        torch.testing.assert_close(session.logits(QUESTION), first, atol=1e-4, rtol=0)
+        session.feed(clip[1:])
+        assert (session.logits(QUESTION) - dense).abs().max() > 1e-3
+        # Its stream is forgotten with the session's.
+        session.reset()
+        session.feed(clip[:1])
+        torch.testing.assert_close(session.logits(QUESTION), first, atol=1e-4, rtol=0)
+
+
+def test_a_session_that_is_collected_while_another_one_joins(case, frames):
+    config = CacherConfig.paper()
+    forgotten = [StreamingSession(case.model, case.processor, cacher=config)]
+
+    class Forgets(CacherConfig):
+        """Lets the first session go when it is compared with the second one's settings."""
+
+        def __eq__(self, other):
+            forgotten.clear()
+            gc.collect()
+            return True
+
+        __hash__ = None
+
+    ours = Forgets(refresh_on_change=None)
+    with StreamingSession(case.model, case.processor, cacher=ours) as session:
+        assert not forgotten
+        assert not is_plain(case.model)
+        session.feed(frames[:1])
+    assert is_plain(case.model)

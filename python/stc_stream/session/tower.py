@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class TowerLease:
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Return the tokens of frames of this session's stream, [F, T, D]."""
-        names = [self.stream] * len(pixels) if isinstance(self.cacher, CacherConfig) else None
+        names = None if self.cacher is None else [self.stream] * len(pixels)
         return self._shared.run(self._model.encode, pixels, names)
 
     def restart(self) -> None:
@@ -76,7 +76,7 @@ class _SharedTower:
 
     def join(self, model: VideoModel, cacher: CacherConfig | TowerPart | None) -> None:
         """Count a session, and attach its Cacher if it is the first that has one."""
-        with self._lock:
+        with self._busy():
             other = next((user for user in self._users if user is not None), None)
             exclusive = not isinstance(cacher, CacherConfig | None)
             if (exclusive and self._users) or not isinstance(other, CacherConfig | None):
@@ -98,7 +98,7 @@ class _SharedTower:
         """Forget a session and its stream, and detach the Cacher after the last that has one."""
         with self._lock:
             if self._running:
-                # A session is collected in the middle of another one's forward.
+                # A session is collected while another one joins, or in the middle of its forward.
                 self._leaving.append((cacher, stream))
                 return
             self._users.remove(cacher)
@@ -112,15 +112,8 @@ class _SharedTower:
     ) -> Tensor:
         """Run the tower, one session at a time."""
         # Not every version of transformers can collect hidden states in two threads at once.
-        with self._lock:
-            self._running = True
-            try:
-                with self._scope(names):
-                    return encode(pixels)
-            finally:
-                self._running = False
-                while self._leaving:
-                    self.leave(*self._leaving.pop())
+        with self._busy(), self._scope(names):
+            return encode(pixels)
 
     def forget(self, stream: str) -> None:
         """Have the Cacher forget a stream, or another part, which has the tower to itself, all."""
@@ -130,6 +123,18 @@ class _SharedTower:
                 self._part.reset(stream)
         elif hasattr(self._part, "reset"):
             self._part.reset()
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        """Have the tower alone; who leaves meanwhile has left afterwards."""
+        with self._lock:
+            self._running = True
+            try:
+                yield
+            finally:
+                self._running = False
+                while self._leaving:
+                    self.leave(*self._leaving.pop())
 
     def _scope(self, names: list[str] | None) -> AbstractContextManager[Any]:
         if not isinstance(self._part, Cacher):
