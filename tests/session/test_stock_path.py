@@ -211,3 +211,18 @@ def test_a_rule_of_ones_own_may_keep_nothing_of_a_frame(case, frames):
             session.logits(QUESTION), case.logits(frames[:1]), atol=1e-4, rtol=0
         )
     assert not torch.allclose(found, case.logits(frames[:1]), atol=1e-4)
+
+
+def test_frames_fed_in_inference_mode_and_outside_it(case, frames):
+    settings = {"cacher": CacherConfig.paper(update_ratio=1.0), "pruner": PrunerConfig.paper(16)}
+    with StreamingSession(case.model, case.processor, **settings) as session:
+        with torch.inference_mode():
+            session.feed(frames[:2])
+            pieces = session.ask(QUESTION, 4, stream=True, choose=lambda logits: 5)
+            next(pieces)
+        session.feed(frames[2:4])
+        next(pieces)
+        with torch.inference_mode():
+            session.feed(frames[4:6])
+        found = session.logits(QUESTION)
+    torch.testing.assert_close(found, case.logits(frames[:6]), atol=1e-4, rtol=0)

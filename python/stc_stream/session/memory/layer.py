@@ -24,8 +24,10 @@ class Store:
     """
 
     def __init__(self, keys: Tensor, values: Tensor, capacity: int) -> None:
-        self.keys = keys.new_empty((*keys.shape[:2], capacity, keys.shape[3]))
-        self.values = values.new_empty((*values.shape[:2], capacity, values.shape[3]))
+        # Room made in inference mode could not be written to outside it.
+        with torch.inference_mode(False):
+            self.keys = keys.new_empty((*keys.shape[:2], capacity, keys.shape[3]))
+            self.values = values.new_empty((*values.shape[:2], capacity, values.shape[3]))
         self.owned = 0
         self.shared = 0
         self.borrower: weakref.ref[PreallocatedLayer] | None = None
