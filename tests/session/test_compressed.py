@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from session.conftest import QUESTION, steps_of_a_quarter
 from session.test_tower import is_plain
+from transformers import DynamicCache, GenerationConfig
 
 from stc_stream import CacherConfig, PrunerConfig, StreamingSession, compressed
 
@@ -132,6 +135,89 @@ def test_limits_count_the_callers_prompt(case, frames):
         output = case.model.generate(**inputs, do_sample=False, max_length=length, pad_token_id=0)
     assert output.shape[1] <= length
     assert torch.equal(output[:, :-3], inputs["input_ids"][:, : output.shape[1] - 3])
+
+
+def test_limits_of_a_generation_config_count_the_callers_prompt(case, frames):
+    inputs = case.inputs(frames[:2])
+    length = inputs["input_ids"].shape[1] + 3
+    config = GenerationConfig(do_sample=False, max_length=length, pad_token_id=0, eos_token_id=299)
+    with compressed(case.model, pruner=PrunerConfig.paper(4)):
+        by_name = case.model.generate(**inputs, generation_config=config)
+        by_place = case.model.generate(inputs.pop("input_ids"), config, **inputs)
+    assert by_name.shape[1] == by_place.shape[1] == length
+    assert config.max_length == length
+
+
+def test_padding_without_a_mask_is_seen_as_without(case, frames):
+    rows = [case.inputs(frames[:2], "Why?"), case.inputs(frames[2:4])]
+    pad = case.processor.tokenizer.pad_token_id
+    longest = rows[1]["input_ids"].shape[1]
+    ids = torch.cat(
+        [
+            torch.nn.functional.pad(
+                row["input_ids"], (longest - row["input_ids"].shape[1], 0), value=pad
+            )
+            for row in rows
+        ]
+    )
+    videos = torch.cat([row["pixel_values_videos"] for row in rows])
+    ask = {
+        **GREEDY,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+        "pixel_values_videos": videos,
+    }
+    for ends in ({"pad_token_id": pad}, {"pad_token_id": None}, {"eos_token_id": [7, pad]}, {}):
+        given = {**ask, "pad_token_id": pad, **ends}
+        expected = case.model.generate(ids, **given).logits[0]
+        with compressed(case.model):
+            found = case.model.generate(ids, **given).logits[0]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_a_conversation_on_one_cache(case, frames):
+    """The next question comes with the same video, or is refused: its prompt is longer."""
+    inputs = case.inputs(frames[:4])
+    more = torch.tensor([case.processor.tokenizer("And then?")["input_ids"]])
+    cache = DynamicCache(config=case.model.config.get_text_config())
+    with compressed(case.model, pruner=PrunerConfig.paper(4)):
+        first = case.model.generate(**inputs, **GREEDY, past_key_values=cache)
+        ids = torch.cat([first, more], dim=1)
+        again = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "pixel_values_videos": inputs["pixel_values_videos"],
+        }
+        expected = case.model.generate(**again, **GREEDY)
+        found = case.model.generate(**again, **GREEDY, past_key_values=cache)
+        assert torch.equal(found, expected)
+        with pytest.raises(ValueError, match="pixel_values_videos must be given with past_key"):
+            case.model.generate(ids, **GREEDY, past_key_values=cache)
+        new = DynamicCache(config=case.model.config.get_text_config())
+        case.model.generate(more, **GREEDY, past_key_values=new)
+
+
+def test_videos_of_several_threads(case, generator):
+    clips = [steps_of_a_quarter(20, generator) for _ in range(2)]
+    ask = {**GREEDY, "max_new_tokens": 1, "return_dict_in_generate": True, "output_logits": True}
+    start = threading.Barrier(2)
+    found: list[torch.Tensor | None] = [None, None]
+
+    def run(number: int) -> None:
+        start.wait()
+        found[number] = case.model.generate(**case.inputs(clips[number]), **ask).logits[0]
+
+    cacher = CacherConfig.paper(update_ratio=0.05, refresh_interval=50)
+    with compressed(case.model, cacher=cacher, pruner=PrunerConfig.paper(4)):
+        expected = [case.model.generate(**case.inputs(clip), **ask).logits[0] for clip in clips]
+        threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for ours, alone in zip(found, expected, strict=True):
+        assert ours is not None
+        torch.testing.assert_close(ours, alone, atol=1e-4, rtol=0)
 
 
 def test_text_goes_through_untouched(case):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Iterator
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +76,8 @@ class _Generate:
         self._model = model
         self._pruner = SessionPruner(pruner, model.tokens_per_frame)
         self._tower = TowerLease(model, cacher)
+        self._lock = threading.Lock()
+        self._caches: weakref.WeakSet[Any] = weakref.WeakSet()
         self._densely = model.model.generate
         functools.update_wrapper(self, self._densely)
 
@@ -80,30 +85,48 @@ class _Generate:
         """Give the tower back."""
         self._tower.release()
 
-    def __call__(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
         videos = kwargs.pop("pixel_values_videos", None)
         if videos is None:
-            return self._densely(inputs, *args, **kwargs)
+            if kwargs.get("past_key_values") in self._caches:
+                raise ValueError(
+                    "pixel_values_videos must be given with past_key_values of a compressed video, "
+                    "which hold fewer tokens than input_ids"
+                )
+            return self._densely(inputs, generation_config, *args, **kwargs)
         if kwargs.get("pixel_values") is not None:
             raise ValueError("pixel_values must be None beside a video while a model is compressed")
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         mask = kwargs.pop("attention_mask", None)
         if not isinstance(ids, Tensor):
             raise TypeError(f"input_ids must be a tensor, but is a {type(ids).__name__}")
+        if mask is None:
+            mask = _mask_of_padding(
+                ids, kwargs, generation_config, self._model.model.generation_config
+            )
         with torch.no_grad():
-            short = self._shortened(ids, torch.ones_like(ids) if mask is None else mask, videos)
+            short = self._shortened(ids, mask, videos)
         dropped = ids.shape[1] - short.ids.shape[1]
+        generation_config = copy.deepcopy(generation_config)
         for limit in ("max_length", "min_length"):
             if kwargs.get(limit) is not None:
                 kwargs[limit] -= dropped
+            if getattr(generation_config, limit, None):
+                setattr(generation_config, limit, getattr(generation_config, limit) - dropped)
         output = self._densely(
             None,
+            generation_config,
             *args,
             input_ids=short.ids,
             inputs_embeds=short.inputs,
             attention_mask=short.mask,
             **kwargs,
         )
+        for cache in (kwargs.get("past_key_values"), getattr(output, "past_key_values", None)):
+            if cache is not None:
+                self._caches.add(cache)
         return _with_prompt(output, ids, short.ids.shape[1])
 
     def _shortened(self, ids: Tensor, mask: Tensor, videos: Tensor) -> _Shortened:
@@ -141,10 +164,13 @@ class _Generate:
 
     def _kept(self, video: Tensor) -> list[KeptFrame]:
         """Return what is kept of the frames of a video, [F, 3, H, W]."""
-        try:
-            tokens = torch.cat([self._tower.encode(part) for part in video.split(FRAMES_AT_ONCE)])
-        finally:
-            self._tower.restart()
+        # All videos have one stream in the tower: one at a time.
+        with self._lock:
+            try:
+                parts = [self._tower.encode(part) for part in video.split(FRAMES_AT_ONCE)]
+            finally:
+                self._tower.restart()
+        tokens = torch.cat(parts)
         checks.check_tokens(tokens, 0)
         return self._pruner.copy().keep_together(tokens)
 
@@ -170,6 +196,28 @@ def _left_padded(ids: Tensor, inputs: Tensor, mask: Tensor, keep: Tensor) -> _Sh
         inputs.gather(1, order[..., None].expand(-1, -1, inputs.shape[2])),
         short,
     )
+
+
+def _mask_of_padding(ids: Tensor, given: Mapping[str, Any], *configs: Any) -> Tensor:
+    """Return the attention mask that `generate` takes for prompts without one, [B, S].
+
+    Args:
+        ids: [B, S].
+        given: arguments of `generate`.
+        configs: generation configs, the first one that says something holds.
+    """
+
+    def setting(name: str) -> Any:
+        if name in given:
+            return given[name]
+        values = [getattr(config, name, None) for config in configs]
+        return next((value for value in values if value is not None), None)
+
+    pad, end = setting("pad_token_id"), setting("eos_token_id")
+    if pad is None or pad in (end if isinstance(end, Sequence) else [end]):
+        return torch.ones_like(ids)
+    mask: Tensor = ids.ne(pad).long()
+    return mask
 
 
 def _with_prompt(output: Any, ids: Tensor, length: int) -> Any:
