@@ -11,6 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from stc_stream import (
     CacherConfig,
+    FullMemory,
     MemoryFullError,
     PrunerConfig,
     SessionProcessor,
@@ -52,6 +53,7 @@ def test_frames(case, frames, error, words):
     ("times", "words"),
     [
         ([3.0, 4.0, 5.0], "must be one a frame, 2, but are 3"),
+        ([], "must be one a frame, 2, but are 0"),
         ([1.0, 3.0], "must not go back, but 1.0 s follows 2.5 s"),
         ([4.0, 3.5], "must not go back, but 3.5 s follows 4.0 s"),
         ([3.0, float("nan")], "must be finite, but one is nan"),
@@ -67,6 +69,14 @@ def test_timestamps(case, times, words):
         session.feed(zeros(2, 8, 8, 3), timestamps=[2.5, 2.5])
         session.reset()
         session.feed(zeros(1, 8, 8, 3), timestamps=[0.0])
+
+
+@pytest.mark.parametrize("times", [0.5, "12", ["a", "b"], [None, 1.0], np.zeros((2, 2))])
+def test_timestamps_that_are_no_numbers(case, times):
+    with StreamingSession(case.model, case.processor) as session:
+        with pytest.raises(TypeError, match="timestamps must be seconds, one number a frame, but"):
+            session.feed(zeros(2, 8, 8, 3), timestamps=times)
+        assert session.stats.frames == 0
 
 
 @pytest.mark.parametrize("method", ["ask", "logits", "score"])
@@ -161,10 +171,40 @@ def test_a_pruner_that_forgets_frames(case, frames):
         assert session.stats.frames == session.stats.tokens_held == 0
 
 
+@pytest.mark.parametrize(
+    ("tokens", "index", "words"),
+    [
+        (torch.zeros(1, 3, 64), torch.zeros(1, 2).long(), r"index int64 \[3\].*int64 \[2\]"),
+        (torch.zeros(1, 3, 64), torch.zeros(1, 3), r"index int64 \[3\].*float32 \[3\]"),
+        (torch.zeros(1, 2, 64), torch.tensor([[1, 16]]), r"index in 0\.\.15, .*\[1, 16\]"),
+        (torch.zeros(1, 2, 64), torch.tensor([[-1, 3]]), r"index in 0\.\.15, .*\[-1, 3\]"),
+        (torch.zeros(1, 2, 63), torch.tensor([[1, 3]]), r"tokens \[k, 64\].*float32 \[2, 63\]"),
+        ([[0.0]], [[0]], r"tokens \[k, 64\] of each frame, but returned a list"),
+    ],
+)
+def test_a_pruner_that_returns_something_else(case, frames, tokens, index, words):
+    def wrong(_):
+        return type("Pruned", (), {"tokens": tokens, "index": index})
+
+    with StreamingSession(case.model, case.processor, pruner=wrong) as session:
+        with pytest.raises(ValueError, match=words):
+            session.feed(frames)
+        assert session.stats.frames == session.stats.tokens_held == 0
+    with (
+        StreamingSession(case.model, case.processor, pruner=lambda tokens: tokens) as session,
+        pytest.raises(TypeError, match="object with tokens and index.* a Tensor"),
+    ):
+        session.feed(frames)
+
+
 def test_other_arguments(case):
     for name, value, error, words in (
         ("pruner", 4, TypeError, "pruner must be a PrunerConfig, a TokenPruner or None"),
+        ("pruner", TokenPruner, TypeError, "TokenPruner or None, but is <class"),
         ("cacher", 4, TypeError, "cacher must be a CacherConfig, an object with attach"),
+        ("cacher", CacherConfig, TypeError, "or None, but is <class"),
+        ("memory", 4096, TypeError, r"memory policy, as FullMemory\(\), or None, but is 4096"),
+        ("memory", FullMemory, TypeError, "memory must be .* but is <class"),
         ("positions", "dense", ValueError, "'kept' or 'contiguous', but is 'dense'"),
     ):
         with pytest.raises(error, match=words):

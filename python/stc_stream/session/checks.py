@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stc_stream.session.memory import Memory
 from stc_stream.session.models import VideoModel
 from stc_stream.session.processor import SessionProcessor
 
@@ -43,7 +44,12 @@ def check_timestamps(
     """
     if timestamps is None:
         return last
-    times = [float(time) for time in timestamps]
+    try:
+        times = None if isinstance(timestamps, str) else [float(time) for time in timestamps]
+    except (TypeError, ValueError):
+        times = None
+    if times is None:
+        raise TypeError(f"timestamps must be seconds, one number a frame, but is {timestamps!r}")
     if len(times) != frames:
         raise ValueError(f"timestamps must be one a frame, {frames}, but are {len(times)}")
     for before, time in zip([last, *times], times, strict=False):
@@ -105,6 +111,36 @@ def check_positions(positions: Any, model: VideoModel) -> None:
         )
 
 
+def check_memory(memory: Any) -> Memory:
+    """Return a memory policy."""
+    if isinstance(memory, type) or not callable(getattr(memory, "open", None)):
+        raise TypeError(
+            f"memory must be a memory policy, as FullMemory(), or None, but is {memory!r}"
+        )
+    policy: Memory = memory
+    return policy
+
+
+def check_kept(tokens: Any, index: Any, frame: Tensor) -> None:
+    """Refuse what a pruner of the user's own can't have kept of a frame, [T, D]."""
+    if not (isinstance(tokens, Tensor) and tokens.dim() == 2 and tokens.shape[1] == frame.shape[1]):
+        raise ValueError(
+            f"pruner must return tokens [k, {frame.shape[1]}] of each frame, but returned "
+            f"{_form(tokens)}"
+        )
+    if not (
+        isinstance(index, Tensor) and index.dtype == torch.int64 and index.shape == tokens.shape[:1]
+    ):
+        raise ValueError(
+            f"pruner must return index int64 [{len(tokens)}] of each frame, as its tokens, but "
+            f"returned {_form(index)}"
+        )
+    if bool(((index < 0) | (index >= len(frame))).any()):
+        raise ValueError(
+            f"pruner must return index in 0..{len(frame) - 1}, but returned {index.tolist()}"
+        )
+
+
 def check_tokens(tokens: Tensor, first: int) -> None:
     """Refuse tokens of frames that are not finite, which would spoil every later answer.
 
@@ -119,3 +155,9 @@ def check_tokens(tokens: Tensor, first: int) -> None:
             f"frames must give finite tokens, but frame {number} of the stream does not: nothing "
             "of this chunk was taken"
         )
+
+
+def _form(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"{value.dtype} {list(value.shape)}"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stc_stream.pruner import PrunerConfig, TokenPruner
+from stc_stream.session import checks
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +37,9 @@ class SessionPruner:
     def __init__(self, pruner: Any, tokens_per_frame: int) -> None:
         if isinstance(pruner, PrunerConfig):
             pruner = TokenPruner(pruner)
-        elif pruner is not None and not callable(pruner):
+        elif pruner is not None and (isinstance(pruner, type) or not callable(pruner)):
             raise TypeError(
-                "pruner must be a PrunerConfig, a TokenPruner or None, but is a "
-                f"{type(pruner).__name__}"
+                f"pruner must be a PrunerConfig, a TokenPruner or None, but is {pruner!r}"
             )
         kept = getattr(getattr(pruner, "config", None), "tokens_per_frame", None)
         if kept is not None and kept > tokens_per_frame:
@@ -63,13 +63,22 @@ class SessionPruner:
             everything = torch.arange(tokens.shape[1], device=tokens.device)
             return [KeptFrame(frame, everything) for frame in tokens]
         pruned = self._pruner(tokens)
+        if not (hasattr(pruned, "tokens") and hasattr(pruned, "index")):
+            raise TypeError(
+                "pruner must return an object with tokens and index, but returned a "
+                f"{type(pruned).__name__}"
+            )
         if not len(pruned.tokens) == len(pruned.index) == len(tokens):
             raise ValueError(
                 f"pruner must return tokens and index of {len(tokens)} frames, but returned "
                 f"{len(pruned.tokens)} and {len(pruned.index)}"
             )
         # Tensors of all frames, or lists of one a frame: the same here.
-        return [KeptFrame(*frame) for frame in zip(pruned.tokens, pruned.index, strict=True)]
+        kept = [KeptFrame(*frame) for frame in zip(pruned.tokens, pruned.index, strict=True)]
+        if not isinstance(self._pruner, TokenPruner):
+            for ours, frame in zip(kept, tokens, strict=True):
+                checks.check_kept(ours.tokens, ours.index, frame)
+        return kept
 
     def budget(self, tokens: int) -> int | None:
         """Return how many of a frame's tokens will be kept, where that is known beforehand."""

@@ -70,7 +70,7 @@ class StreamingSession:
             read,
             own,
             cacher,
-            FullMemory() if memory is None else memory,
+            FullMemory() if memory is None else checks.check_memory(memory),
             positions,
             own.prompt("?", video=True).before,
         )

@@ -35,10 +35,10 @@ class TowerLease:
     """
 
     def __init__(self, model: VideoModel, cacher: CacherConfig | TowerPart | None) -> None:
-        if not (cacher is None or isinstance(cacher, CacherConfig) or hasattr(cacher, "attach")):
+        if isinstance(cacher, type) or not (cacher is None or hasattr(cacher, "attach")):
             raise TypeError(
-                "cacher must be a CacherConfig, an object with attach(tower), or None, but is a "
-                f"{type(cacher).__name__}"
+                "cacher must be a CacherConfig, an object with attach(tower), or None, but is "
+                f"{cacher!r}"
             )
         self.cacher = cacher
         self.stream = f"session {next(_NUMBERS)}"
