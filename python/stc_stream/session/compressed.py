@@ -110,10 +110,11 @@ class _Generate:
             short = self._shortened(ids, mask, videos)
         dropped = ids.shape[1] - short.ids.shape[1]
         generation_config = copy.deepcopy(generation_config)
-        for limit in ("max_length", "min_length"):
+        for limit, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
             if kwargs.get(limit) is not None:
                 kwargs[limit] -= dropped
-            if getattr(generation_config, limit, None):
+            # What counts new tokens alone goes first, and the other one may be a default.
+            if getattr(generation_config, limit, None) and not getattr(generation_config, new):
                 setattr(generation_config, limit, getattr(generation_config, limit) - dropped)
         output = self._densely(
             None,
