@@ -226,3 +226,28 @@ def test_frames_fed_in_inference_mode_and_outside_it(case, frames):
             session.feed(frames[4:6])
         found = session.logits(QUESTION)
     torch.testing.assert_close(found, case.logits(frames[:6]), atol=1e-4, rtol=0)
+
+
+def test_reset_forgets_what_a_pruner_without_reset_has_seen(case, frames):
+    class Fewer:
+        """Keeps a token less of each frame than of the one before."""
+
+        def __init__(self) -> None:
+            self.kept = 16
+
+        def __call__(self, tokens):
+            self.kept -= 1
+            index = torch.arange(self.kept)[None]
+            return type("Pruned", (), {"tokens": tokens[:, : self.kept], "index": index})
+
+    pruner = Fewer()
+    with StreamingSession(case.model, case.processor, pruner=pruner) as session:
+        assert session.feed(frames[:3]).kept == 15 + 14 + 13
+        session.reset()
+        assert session.feed(frames[:2]).kept == 15 + 14
+        other = session.fork()
+        assert other.feed(frames[:1]).kept == session.feed(frames[:1]).kept == 13
+        other.reset()
+        assert other.feed(frames[:1]).kept == 15
+        other.close()
+    assert pruner.kept == 16

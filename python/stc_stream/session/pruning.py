@@ -47,7 +47,7 @@ class SessionPruner:
                 f"tokens_per_frame must be in 1..{tokens_per_frame}, the tokens that the model "
                 f"makes of a frame, but is {kept}"
             )
-        self._pruner = copy.deepcopy(pruner)
+        self._new = copy.deepcopy(pruner)
         self.reset()
 
     def keep(self, tokens: Tensor) -> list[KeptFrame]:
@@ -92,9 +92,13 @@ class SessionPruner:
 
     def copy(self) -> SessionPruner:
         """Return one with the same past, which goes its own way."""
-        return copy.deepcopy(self)
+        other = copy.copy(self)
+        other._pruner = copy.deepcopy(self._pruner)
+        return other
 
     def reset(self) -> None:
         """Forget the past."""
+        # A pruner of the user's own may have a past and no `reset`.
+        self._pruner = copy.deepcopy(self._new)
         if hasattr(self._pruner, "reset"):
             self._pruner.reset()
