@@ -105,6 +105,15 @@ def test_max_new_tokens(case, count, error):
         session.ask(QUESTION, count)
 
 
+@pytest.mark.parametrize("token", [-1, 300, 99999])
+def test_a_choice_that_is_no_token(case, token):
+    with StreamingSession(case.model, case.processor) as session:
+        before = session.logits(QUESTION)
+        with pytest.raises(ValueError, match=rf"choose must return a token, 0\.\.299, .* {token}"):
+            session.ask(QUESTION, choose=lambda logits: token)
+        assert torch.equal(session.logits(QUESTION), before)
+
+
 @pytest.mark.parametrize("answers", [[], "yes", ["yes", ""], ["yes", 3]])
 def test_answers_to_score(case, answers):
     session = StreamingSession(case.model, case.processor)

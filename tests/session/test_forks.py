@@ -205,3 +205,15 @@ def test_ctrl_c_ends_an_answer_and_leaves_the_stream(case, frames):
         torch.testing.assert_close(
             session.logits(QUESTION), case.logits(frames[:4]), atol=1e-4, rtol=0
         )
+
+
+@pytest.mark.parametrize("kind", [int, torch.tensor, lambda token: torch.tensor([token])])
+def test_an_answer_ends_where_its_end_is_chosen(case, frames, kind):
+    """Also by a function that returns a tensor, as `torch.argmax` does."""
+    end = case.processor.tokenizer.eos_token_id
+    with StreamingSession(case.model, case.processor) as session:
+        session.feed(frames[:1])
+        letters = iter([70, 71, end, 72])
+        text = session.ask(QUESTION, 4, choose=lambda logits: kind(next(letters)))
+    assert len(text) == 2
+    assert next(letters) == 72

@@ -20,6 +20,14 @@ def most_likely(logits: Tensor) -> int:
     return int(logits.argmax())
 
 
+def chosen(choose: Choose, logits: Tensor) -> int:
+    """Return the token that a function of the user's own chooses, which may be a tensor of one."""
+    token = int(choose(logits))
+    if not 0 <= token < len(logits):
+        raise ValueError(f"choose must return a token, 0..{len(logits) - 1}, but returned {token}")
+    return token
+
+
 class Answer:
     """What was asked, behind the stream's tokens, and what was answered so far.
 

@@ -15,7 +15,7 @@ from stc_stream.cacher import CacherConfig
 from stc_stream.cacher.part import TowerPart
 from stc_stream.pruner import PrunerConfig
 from stc_stream.session import checks
-from stc_stream.session.answer import Answer, Choose, Text, most_likely
+from stc_stream.session.answer import Answer, Choose, Text, chosen, most_likely
 from stc_stream.session.memory import FullMemory, Memory, MemoryFullError
 from stc_stream.session.models import read_model
 from stc_stream.session.processor import SessionProcessor
@@ -153,7 +153,7 @@ class StreamingSession:
             choose: the next token, of its logits; by default the most likely.
 
         Raises:
-            ValueError: an empty question, `max_new_tokens` below 1.
+            ValueError: an empty question, `max_new_tokens` below 1, a choice that is no token.
             MemoryFullError: the question does not fit into the model's context.
             RuntimeError: the session is closed.
         """
@@ -255,7 +255,7 @@ class StreamingSession:
     def _pieces(self, answer: Answer, limit: int, choose: Choose) -> Iterator[str]:
         """Give the text of an answer; others may use the session between two pieces."""
         text, stop = Text(self._settings.processor.tokenizer), self._settings.model.stop_tokens
-        token = choose(answer.logits)
+        token = chosen(choose, answer.logits)
         for left in reversed(range(limit)):
             if token in stop:
                 break
@@ -266,7 +266,7 @@ class StreamingSession:
                 if not left or not answer.room:
                     break
                 answer.add(token)
-            token = choose(answer.logits)
+            token = chosen(choose, answer.logits)
         rest = text.rest()
         if rest:
             yield rest
