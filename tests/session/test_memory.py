@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from session.conftest import QUESTION, steps_of_a_quarter
@@ -9,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
 from stc_stream import CacherConfig, FullMemory, MemoryFullError, PrunerConfig, StreamingSession
+from stc_stream.session.memory import layer
 
 WAYS = {
     "greedy": {"do_sample": False},
@@ -248,3 +251,53 @@ def test_a_budget_that_is_known_later_is_checked_before_anything_is_written(case
         assert session.stats == stats
         # The pruner's own past is as before: the fourth frame gives its odd tokens.
         assert session.feed(frames[3:4]).index[0].tolist() == list(range(0, 16, 2))
+
+
+def interrupted(line, act):
+    """Run `act`, with Ctrl-C before the nth line of layer.py that it runs; say whether it came."""
+    lines = 0
+
+    def trace(frame, event, _):
+        nonlocal lines
+        if event == "line":
+            lines += 1
+            if lines == line:
+                raise KeyboardInterrupt
+        return trace if frame.f_code.co_filename == layer.__file__ else None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_ctrl_c_at_any_line_loses_no_rows(generator):
+    """While a fork becomes a stream, and while a stream takes back the room that it has lent."""
+    first, own, more = torch.randn(3, 1, 2, 4, 3, generator=generator)
+    line, came = 0, True
+    while came:
+        line += 1
+        stream = layer.PreallocatedLayer(20)
+        stream.update(first, -first)
+        fork, answer = stream.fork(may_borrow=False), stream.fork(may_borrow=True)
+        fork.update(more, -more)
+        answer.update(own, -own)
+
+        def act(stream=stream, fork=fork):
+            fork.own()
+            stream.update(more, -more)
+
+        came = interrupted(line, act)
+        stream.crop(4 - stream.get_seq_length())
+        fork.own()
+        stream.update(own, -own)
+        for each, rows in ((fork, [first, more]), (answer, [first, own]), (stream, [first, own])):
+            assert each.get_seq_length() == 8
+            assert torch.equal(each.keys, torch.cat(rows, 2))
+            assert torch.equal(each.values, -torch.cat(rows, 2))
+    assert line > 30

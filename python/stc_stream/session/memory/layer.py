@@ -212,8 +212,8 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             assert self._store is not None
             first = self._seen
             keys, values = self._store.rows(first, first + self._borrowed)
-            self._tail = keys.clone(), values.clone()
-            self._borrowed = 0
+            # Both in one step: an interrupt between them would count the rows twice.
+            vars(self).update(_tail=(keys.clone(), values.clone()), _borrowed=0)
 
     def crop(self, count: int) -> None:
         """Remove the last -count rows; up to transformers 5.15, leave `count` rows if positive."""
@@ -275,8 +275,10 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         store = Store(keys, values, max(self.capacity, keys.shape[2]))
         store.write(0, keys, values)
         store.owned = keys.shape[2]
-        self.reset()
-        self._store, self._seen = store, keys.shape[2]
+        new = PreallocatedLayer(self.capacity)
+        new._store, new._seen = store, keys.shape[2]
+        # In one step: an interrupt leaves the old rows or the new ones.
+        vars(self).update(vars(new))
 
 
 def full(held: int, new: int, capacity: int) -> MemoryFullError:
