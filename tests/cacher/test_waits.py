@@ -91,3 +91,30 @@ def test_what_a_hook_made_finite_again_is_not_held(make_tower, make_clip):
         ours = features(tower, clip[1:2])
         assert (cacher.stats.rejected, cacher.stats.refreshes) == (1, 2)
     torch.testing.assert_close(ours, dense[1:2], rtol=1e-5, atol=1e-5)
+
+
+def test_a_broken_frame_stays_counted_when_its_stream_goes(make_tower, make_clip):
+    tower, clip = make_tower(), make_clip(2)
+    clip[0, 0, 3, 3] = torch.nan
+    broken, fine = clip[:1], clip[1:]
+
+    def fails(*given):
+        raise OSError("no luck")
+
+    with attach_cacher(tower, CacherConfig.paper(refresh_interval=100)) as cacher:
+        with cacher.streams(["a"]):
+            features(tower, broken)
+        assert cacher.stats.rejected == 1
+        cacher.reset("a")
+        with cacher.streams(["b"]):
+            features(tower, broken)
+            assert cacher.stats.rejected == 2
+            hook = tower.encoder.layers[1].register_forward_pre_hook(fails)
+            with pytest.raises(OSError, match="no luck"):
+                features(tower, fine)
+            hook.remove()
+            assert cacher.stats.rejected == 2
+            features(tower, broken)
+        cacher.reset()
+        assert (cacher.stats.rejected, cacher.stats.frames) == (3, 3)
+    assert cacher.stats.rejected == 3

@@ -64,9 +64,8 @@ class RefreshScheduler:
     @property
     def counts(self) -> Counts:
         """What all batches came to that have run."""
-        broken = sum(stream.broken for stream in self._table.values())
         counts = replace(self._counts, evictions=self._table.evictions)
-        return counts.plus(rejected=broken)
+        return counts.plus(rejected=self._table.rejected)
 
     @property
     def bytes(self) -> int:
@@ -144,7 +143,7 @@ class RefreshScheduler:
             stream = self._table.get(name)
             if stream is None:
                 continue
-            stream.release()
+            self._table.release(stream)
             if before is None:
                 self._table.forget(name)
             else:
@@ -166,7 +165,7 @@ class RefreshScheduler:
             stream.phase = self._phase(stream)
         self._reject(stream, frames)
         if stream.holds_reference and stream.pool is not draft.pool:
-            stream.release()
+            self._table.release(stream)
             self._count(restarts=1)
         stream.age += 1
         if self._refreshes(frame, name, stream, frames):
@@ -192,10 +191,10 @@ class RefreshScheduler:
         Only a reference in this same batch is waited for. One from a batch before is known once
         that batch has run; until then it counts as finite.
         """
-        broken = stream.broken if stream.frame is None else not frames.finite(stream.frame)
-        if broken:
-            stream.release()
-            self._count(rejected=1)
+        in_batch = stream.frame is not None and not frames.finite(stream.frame)
+        if in_batch or stream.broken:
+            self._table.release(stream)
+            self._count(rejected=int(in_batch))
 
     def _refreshes(self, frame: int, name: Hashable, stream: Stream, frames: BatchFrames) -> bool:
         stream.recent = (stream.recent << 1) & _WINDOW

@@ -80,6 +80,7 @@ class StreamTable:
         self, make_pool: MakePool, max_streams: int | None = None, max_bytes: int | None = None
     ) -> None:
         self.evictions = 0
+        self._rejected = 0
         self._make_pool = make_pool
         self._max_streams = max_streams
         self._max_bytes = max_bytes
@@ -109,6 +110,11 @@ class StreamTable:
         pixels = sum(_bytes(stream.pixels) for stream in self.values())
         return pixels + sum(pool.bytes for pool in self._pools.values())
 
+    @property
+    def rejected(self) -> int:
+        """References known not to be finite: those that are held, and those that were."""
+        return self._rejected + sum(stream.broken for stream in self.values())
+
     def pool(self, kind: FrameKind) -> ReferencePool:
         """Return the pool of a kind of frames."""
         pool = self._pools.get(kind)
@@ -137,14 +143,20 @@ class StreamTable:
             stream.pool, stream.entry = pool, pool.acquire()
         stream.pixels = None if pixels is None else pixels.clone()
 
+    def release(self, stream: Stream) -> None:
+        """Take a stream's reference away, and remember that it was broken if it was."""
+        self._rejected += stream.broken
+        stream.release()
+
     def forget(self, *names: Hashable) -> None:
         """Forget these streams."""
         for name in names:
-            self._streams.pop(name).release()
+            self.release(self._streams.pop(name))
         self.drop_empty_pools()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything but what was counted."""
+        self._rejected = self.rejected
         self._streams.clear()
         self._pools.clear()
 
@@ -182,6 +194,7 @@ class StreamTable:
                 break
 
     def _evict(self, name: Hashable) -> None:
+        # What was broken is not counted: of a frame of the batch itself it would not be known.
         self._streams.pop(name).release()
         self.evictions += 1
 
