@@ -20,6 +20,7 @@ from stc_stream.evaluate import methods
 from stc_stream.evaluate.method import Method
 from stc_stream.evaluate.methods import method_names, read_method
 from stc_stream.pruner import PrunerConfig
+from stc_stream.towers import read_tower
 from stc_stream.towers.load import VisionModel
 from stc_stream.towers.sizes import Packing
 
@@ -215,6 +216,35 @@ def test_a_tower_is_given_back_as_it_was(seed: int, text: str, generator: torch.
         run(tower, frames)
     assert torch.equal(run(tower, frames), dense)
     assert not any("forward" in vars(module) for module in tower.module.modules())
+
+
+def test_a_forward_that_fails_skips_nothing(seed: int, generator: torch.Generator) -> None:
+    tower = make(seed)
+    frames = pixels(tower, 3, generator)
+    dense = run(tower, frames)
+    last = read_tower(tower.module).layers[-1].module
+    with attached("skip:refresh_interval=2", tower.module):
+        handle = last.register_forward_pre_hook(lambda *given: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            run(tower, frames[:1])
+        handle.remove()
+        found = run(tower, frames)
+    torch.testing.assert_close(found, dense[[0, 0, 2]], rtol=1e-5, atol=1e-5)
+
+
+def test_a_tower_that_is_refused_halfway_is_left_as_it_was(seed: int) -> None:
+    tower = make(seed)
+    first, *_, last = (layer.module for layer in read_tower(tower.module).layers)
+    # As transformers 5.0 leaves it: its own, which is no reason to refuse it.
+    first.forward = first.forward
+    with attached("merge", tower.module):
+        pass
+    last.forward = lambda *given, **named: given
+    with pytest.raises(ValueError, match="a forward of its own already"):
+        attached("merge", tower.module)
+    assert [name for name, each in tower.module.named_modules() if "forward" in vars(each)] == [
+        name for name, each in tower.module.named_modules() if each is last
+    ]
 
 
 @pytest.mark.parametrize("text", ["skip", "merge"])

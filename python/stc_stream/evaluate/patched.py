@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
+from types import MethodType, TracebackType
 from typing import Any, TypeVar
 
 from torch import nn
@@ -53,9 +53,7 @@ class PatchedTower:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for module in self._patched:
-            del module.forward
-        self._patched = []
+        self._undo()
         self.forget()
 
     @contextmanager
@@ -94,8 +92,15 @@ class PatchedTower:
         """Let go of what is remembered of these streams, or of all when none is named."""
 
     def replace_forward(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        """Have a module run another forward, on this instance alone."""
-        if "forward" in vars(module):
+        """Have a module run another forward, on this instance alone.
+
+        Raises:
+            ValueError: it runs one that is not its class's already; nothing stays replaced then.
+        """
+        own = vars(module).get("forward")
+        # transformers 5.0 leaves a module's own method there after collecting hidden states.
+        if own is not None and own != MethodType(type(module).forward, module):
+            self._undo()
             raise ValueError(
                 f"the tower's {type(module).__name__} has a forward of its own already, of a "
                 "Cacher or another method: detach that one first"
@@ -117,3 +122,8 @@ class PatchedTower:
                 f"but the batch has {frames} frames"
             )
         return self._names
+
+    def _undo(self) -> None:
+        for module in self._patched:
+            del module.forward
+        self._patched = []

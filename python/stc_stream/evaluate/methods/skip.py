@@ -60,18 +60,18 @@ class SkippingTower(PatchedTower):
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         sizes = self._sizes(args, kwargs)
         names = self.names(len(sizes))
-        computed = []
+        seen, computed = dict(self._seen), []
         for name in names:
-            count = self._seen.get(name, 0)
+            count = seen.get(name, 0)
             computed.append(count % self._interval == 0)
-            self._seen[name] = count + 1
+            seen[name] = count + 1
         new: list[tuple[list[Any], TreeSpec]] = []
         if any(computed):
             args, kwargs = _rows((args, kwargs), sizes, computed)
             output = self._densely(*args, **kwargs)
             new = _frames(output, [size for size, own in zip(sizes, computed, strict=True) if own])
-        fresh = iter(new)
-        found = []
+        # Not before: a forward that failed leaves every stream as it was.
+        self._seen, fresh, found = seen, iter(new), []
         for name, own in zip(names, computed, strict=True):
             if own:
                 self._held[name] = next(fresh)
