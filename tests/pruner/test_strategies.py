@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from enum import Enum
 from types import SimpleNamespace
 
 import pytest
@@ -370,6 +371,24 @@ def test_a_rule_may_say_how_much_it_remembers(generator) -> None:
     pruner = TokenPruner(PrunerConfig(strategy=rule, tokens_per_frame=2))
     for frames in (20, 3, 30):
         pruner(torch.randn(frames, 12, 3, generator=generator))
+
+
+def test_a_past_may_hold_itself(generator) -> None:
+    class Kind(Enum):
+        OWN = 1
+
+    def remember(tokens, past):
+        ring = SimpleNamespace(kind=Kind.OWN, means=[tokens.mean(1)])
+        ring.means.append(ring)
+        return ring
+
+    pruner = TokenPruner(PrunerConfig(strategy=Remembers(remember), tokens_per_frame=2))
+    pruner(torch.randn(4, 12, 3, generator=generator))
+    grows = Remembers(lambda tokens, past: remember(torch.zeros(1, 1, 10_000), past))
+    with pytest.raises(ValueError, match="but remembers 40000"):
+        TokenPruner(PrunerConfig(strategy=grows, tokens_per_frame=2))(
+            torch.randn(4, 12, 3, generator=generator)
+        )
 
 
 def test_a_past_that_is_a_view_of_the_tokens_is_refused(generator) -> None:

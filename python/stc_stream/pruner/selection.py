@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -89,17 +88,27 @@ def check_past(strategy: PruningStrategy, tokens: Tensor, past: object) -> None:
 
 def held_tensors(past: object) -> Iterator[Tensor]:
     """Return the tensors of a past: in containers, and in objects with attributes."""
-    if isinstance(past, Tensor):
-        yield past
-    elif isinstance(past, Mapping):
-        yield from chain.from_iterable(map(held_tensors, past.values()))
-    elif isinstance(past, list | tuple | set | frozenset | deque):
-        yield from chain.from_iterable(map(held_tensors, past))
-    elif dataclasses.is_dataclass(past):
-        fields = (getattr(past, field.name) for field in dataclasses.fields(past))
-        yield from chain.from_iterable(map(held_tensors, fields))
-    elif hasattr(past, "__dict__"):
-        yield from chain.from_iterable(map(held_tensors, vars(past).values()))
+    waiting, seen = [past], {id(past): past}
+    while waiting:
+        held = waiting.pop()
+        if isinstance(held, Tensor):
+            yield held
+        # What holds itself, or holds another twice, is looked into once.
+        new = {id(each): each for each in _parts(held) if id(each) not in seen}
+        seen |= new
+        waiting += new.values()
+
+
+def _parts(held: object) -> Iterable[object]:
+    if isinstance(held, Tensor | type):
+        return ()
+    if isinstance(held, Mapping):
+        return held.values()
+    if isinstance(held, list | tuple | set | frozenset | deque):
+        return held
+    if dataclasses.is_dataclass(held):
+        return [getattr(held, field.name) for field in dataclasses.fields(held)]
+    return vars(held).values() if hasattr(held, "__dict__") else ()
 
 
 def _max_past_bytes(strategy: PruningStrategy, tokens: Tensor) -> int:
