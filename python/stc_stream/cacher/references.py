@@ -151,12 +151,12 @@ class ReferencePool:
 
     @property
     def entries(self) -> int:
-        """Slots that there are, free ones included."""
+        """Entries that there are, free ones included."""
         return len(self._depth)
 
     @property
     def in_use(self) -> int:
-        """Slots that streams hold."""
+        """Entries that streams hold."""
         return len(self._depth) - len(self._free)
 
     def acquire(self) -> int:

@@ -61,9 +61,9 @@ class AnchoredStrategy(ScoreStrategy):
 
 
 def keeps_highest_scores(strategy: PruningStrategy) -> bool:
-    """Tell whether a strategy keeps the tokens of highest `scores`, chosen by one of our ops."""
-    ours = (ScoreStrategy.select, AnchoredStrategy.select)
-    return isinstance(strategy, ScoreStrategy) and type(strategy).select in ours
+    """Tell whether a strategy keeps the tokens of highest `scores`, chosen by one of these ops."""
+    known = (ScoreStrategy.select, AnchoredStrategy.select)
+    return isinstance(strategy, ScoreStrategy) and type(strategy).select in known
 
 
 def frame_means(tokens: Tensor) -> Tensor:
