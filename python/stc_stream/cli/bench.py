@@ -25,7 +25,7 @@ from stc_stream.cli.options import (
 )
 from stc_stream.cli.outputs import Outputs, figure_file, json_file
 from stc_stream.cli.session import Session
-from stc_stream.cli.terminal import tower_words
+from stc_stream.cli.terminal import progress_bar, tower_words
 from stc_stream.interrupts import Interrupts
 from stc_stream.report.terminal import print_table
 
@@ -236,19 +236,9 @@ def _bench(
     console: Console,
     interrupts: Interrupts,
 ) -> BenchRun:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from stc_stream.evaluate.bench import TowerBench, WrongResult
 
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    bar = progress_bar(console)
     task = bar.add_task("")
 
     class Bar:

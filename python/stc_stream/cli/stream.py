@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stc_stream.cli.messages import as_option, fail, say
-from stc_stream.cli.needs import NEEDED, TOO_LARGE, kernels, require_modules
+from stc_stream.cli.needs import NEEDED, TOO_LARGE, kernels, memory_errors, require_modules
 from stc_stream.cli.options import (
     CONTEXT,
     SHARE,
@@ -28,7 +28,7 @@ from stc_stream.cli.options import (
 )
 from stc_stream.cli.outputs import Outputs, json_file, page_file
 from stc_stream.cli.session import Session
-from stc_stream.cli.terminal import tower_words
+from stc_stream.cli.terminal import progress_bar, tower_words
 from stc_stream.interrupts import Interrupts
 from stc_stream.report.terminal import print_table, printable
 
@@ -234,22 +234,11 @@ def _run(
     console: Console,
     interrupts: Interrupts,
 ) -> StreamRun:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from torch import OutOfMemoryError
-
     from stc_stream.report.run import StreamRun
 
     numbers = []
     complete = False
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    bar = progress_bar(console)
     try:
         with bar:
             task = bar.add_task(f"streaming {printable(opened.name)}", total=opened.total)
@@ -263,7 +252,7 @@ def _run(
     except KeyboardInterrupt:
         if not numbers:
             raise
-    except (OutOfMemoryError, MemoryError):
+    except memory_errors():
         fail(TOO_LARGE)
     return StreamRun(
         source=opened.name,
