@@ -20,6 +20,7 @@ from transformers import (
 
 from stc_stream.session.pixels import PixelSettings
 from stc_stream.session.processor import SessionProcessor
+from stc_stream.towers.sizes import MODEL_SIZES
 
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 TEMPLATE = (
@@ -56,10 +57,11 @@ class LlavaSizes:
     @classmethod
     def qwen2_0_5b(cls, **changes: Any) -> LlavaSizes:
         """Return SigLIP-base's sizes, 784 patches and 196 tokens a frame, and Qwen2-0.5B's."""
+        base = MODEL_SIZES["siglip-base"]
         sizes: dict[str, Any] = {
             "image": 448,
-            "patch": 16,
-            "tower": (768, 3072, 12, 12),
+            "patch": base.patch,
+            "tower": (base.width, base.mlp, base.layers, base.heads),
             "llm": (896, 4864, 24, 14, 2),
             "vocabulary": 151936,
             "context": 32768,
