@@ -615,7 +615,8 @@ def test_a_rule_of_ones_own_is_named_by_its_class(streamed: tuple[StreamRun, obj
 
     run, moments = streamed
     named = stream_document(run)
-    run = replace(run, pruner=PrunerConfig(strategy=KeepLast(), keep_ratio=0.25))
+    pruner = PrunerConfig(strategy=KeepLast(), keep_ratio=0.25)
+    run = replace(run, method=replace(run.method, pruner=pruner))
     document = json.loads(json.dumps(stream_document(run)))
     jsonschema.validate(document, stream_schema())
     settings = {**named["config"]["pruner"], "strategy": "KeepLast"}
