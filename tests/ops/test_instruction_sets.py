@@ -67,8 +67,10 @@ CHECK = textwrap.dedent(
         scale = every[torch.randint(0, len(every), (channels,), generator=g)]
         index = torch.arange(21).expand(3, 21)
         for metric in ("cosine", "dot", "l1", "l2"):
-            same("patch_similarity", y, x, None, metric, rtol=1e-5, atol=1e-8)
-            same("patch_similarity", y, y.flip(1), None, metric, rtol=1e-5, atol=1e-11)
+            # A cosine near 0 is a difference of products as large as 1, whatever the tokens' size.
+            least = (1e-7, 1e-7) if metric == "cosine" else (1e-8, 1e-11)
+            same("patch_similarity", y, x, None, metric, rtol=1e-5, atol=least[0])
+            same("patch_similarity", y, y.flip(1), None, metric, rtol=1e-5, atol=least[1])
         same("layer_norm_gather", x, index, scale, scale, y, rtol=2e-3, atol=1e-7)
         slot = torch.full((3, 21), -1, dtype=torch.int32)
         same("merge_tokens", x[:, :0], y, slot, None, y.flip(0))
