@@ -16,6 +16,7 @@ from transformers import AttentionInterface, CLIPVisionConfig, CLIPVisionModel
 from transformers.models.siglip import modeling_siglip
 
 from stc_stream import CacherConfig, attach_cacher
+from stc_stream.cacher.call import FramePlace, LayerCall
 from stc_stream.cacher.graphs import GraphStore
 from stc_stream.cacher.selfcheck import difference
 
@@ -113,7 +114,7 @@ CHANGES = [
     (layer_class_patched, r"layer 0 .* differs .* forward of SiglipEncoderLayer .* was replaced"),
     (attention_class_changed, r"layer 0 .* differs .* the class of its attention was changed"),
     (layer_class_changed, r"layer 1 .* differs .* its class was changed"),
-    (layer_that_pools, r"layer 2 .* shape \[4, 18, 32\], not \[4, 36, 32\].* class was changed"),
+    (layer_that_pools, r"layer 2 .* shape \[1, 18, 32\], not \[1, 36, 32\].* class was changed"),
     (layer_that_returns_a_tuple, r"layer 2 .* returns a tuple.* class was changed"),
     (attention_function, r'layer 0 .* differs .* registered as "nearby"'),
 ]
@@ -245,6 +246,95 @@ def test_each_layers_own_forward_runs_once(make_tower, make_clip):
         assert cacher.stats.frames == 15
 
 
+def test_one_frame_of_a_first_batch_is_computed_besides(make_tower, make_clip):
+    tower, clip, shapes = make_tower(), make_clip(16), []
+    for layer in tower.encoder.layers:
+        layer.self_attn.register_forward_pre_hook(
+            lambda m, args, kwargs: shapes.append(tuple(kwargs["hidden_states"].shape)),
+            with_kwargs=True,
+        )
+    with attach_cacher(tower, CacherConfig.paper()):
+        features(tower, clip)
+    assert shapes == [(1, 36, 32)] * 3
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_the_frame_that_shows_a_change_is_compared(place, make_tower, make_clip):
+    tower, clip = make_tower(), torch.zeros(4, 3, 48, 48)
+    with torch.no_grad():
+        # All tokens of a black frame are the same then, in whatever order they are.
+        tower.embeddings.position_embedding.weight.zero_()
+    clip[place] = make_clip(1)[0]
+    clip[(place + 1) % 4, 0, 9, 9] = torch.nan
+    tower.encoder.layers[1].self_attn.register_forward_hook(
+        lambda module, args, output: (output[0].flip(1), *output[1:])
+    )
+    names = [f"camera {number}" for number in range(4)]
+    cacher = attach_cacher(tower)
+    with cacher.streams(names), pytest.raises(TypeError, match="layer 1"):
+        features(tower, clip)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_call_is_cut_down_to_one_frame(packed, generator):
+    def table(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    hidden, frame = table(3, 4, 8), FramePlace(slice(1, 2), 0, 4)
+    segments = None
+    if packed:
+        hidden, frame = hidden.flatten(0, 1), FramePlace(slice(4, 8), 4, 4)
+        segments = torch.tensor([0, 2, 4, 6, 8, 12], dtype=torch.int32)
+
+    def call(cos, sin):
+        given = {"position_embeddings": (cos, sin), "cu_seqlens": segments, "return_dict": True}
+        return LayerCall.read(0, ("hidden_states",), (hidden,), given)
+
+    if packed:
+        shared, own, odd = [(4, 6)], [(12, 6), (1, 12, 6)], [(3, 6)]
+    else:
+        shared, own, odd = [(4, 6), (3, 6), (1, 4, 6)], [(3, 4, 6), (3, 1, 4, 6)], [(12, 6)]
+    for shape in (*shared, *own):
+        cos, sin = table(*shape), table(*shape)
+        cut = call(cos, sin).of_frame(frame)
+        (tokens,), given = cut.again(lambda *args, **kwargs: (args, kwargs), cut.hidden)
+        assert torch.equal(tokens, hidden[frame.rows])
+        for one, other in zip(given["position_embeddings"], (cos, sin), strict=True):
+            expected = other
+            if shape in own:
+                expected = other[:, 4:8] if len(shape) == 3 and packed else other[frame.rows]
+            assert torch.equal(one, expected)
+        assert given["return_dict"] is True
+        if packed:
+            assert given["cu_seqlens"].tolist() == [0, 2, 4]
+            assert given["cu_seqlens"].dtype == torch.int32
+    for shape in odd:
+        assert call(table(*shape), table(*shape)).of_frame(frame) is None
+
+
+def test_a_layer_whose_call_cannot_be_cut_is_compared_whole(make_tower, make_clip):
+    tower, clip, rows = make_tower(), make_clip(4), []
+
+    def rows_of_all(module, args, kwargs):
+        odd = torch.zeros(4 * 36, 8)
+        return args, {**kwargs, "position_embeddings": (odd + 1, odd)}
+
+    def without(module, args, kwargs):
+        kwargs.pop("position_embeddings", None)
+        rows.append(kwargs["hidden_states"].shape[0])
+        return args, kwargs
+
+    for layer in tower.encoder.layers:
+        layer.register_forward_pre_hook(rows_of_all, with_kwargs=True)
+        layer.self_attn.register_forward_pre_hook(without, with_kwargs=True)
+    with attach_cacher(tower, CacherConfig.paper()) as cacher:
+        features(tower, clip)
+        assert (rows, cacher.stats.frames) == ([4] * 3, 4)
+    tower.encoder.layers[1].self_attn.register_forward_hook(lambda m, i, o: (o[0] / 2, None))
+    with pytest.raises(TypeError, match="layer 1"), attach_cacher(tower):
+        features(tower, clip)
+
+
 def test_switched_off_nothing_is_compared(make_tower, make_clip):
     tower, clip, called = make_tower(), make_clip(3), []
     tower.encoder.layers[1].self_attn.register_forward_hook(lambda m, i, o: called.append(1))
@@ -349,6 +439,8 @@ def test_the_difference_is_a_share_of_what_is_added(generator):
     x = torch.randn(3, 9, 16, generator=generator)
     x[:, :, 0] += 1e4
     added = torch.randn(3, 9, 16, generator=generator)
+    # More than is added on average, so that its own is the scale.
+    added[1, 4] *= 3
     dense = x + added
     assert difference(x, dense, dense.clone(), torch.float32) == 0
     own = dense.clone()

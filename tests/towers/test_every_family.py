@@ -69,6 +69,31 @@ def test_a_list_of_images_is_frames_of_one_stream(family, tower, frames):
     torch.testing.assert_close(singly, batch, rtol=1e-5, atol=1e-5)
 
 
+def test_the_self_check_computes_one_frame_of_a_first_batch(family, tower, frames):
+    rows = []
+
+    def count(module, args, kwargs):
+        rows.append(next(iter((*args, *kwargs.values()))).shape[0])
+
+    for layer in read_tower(tower).layers:
+        layer.attention.register_forward_pre_hook(count, with_kwargs=True)
+    with attach_cacher(tower, CacherConfig.paper()) as cacher, cacher.streams(STREAMS):
+        family.run(tower, frames)
+    assert set(rows) == {len(frames[0].pixels) if family.packed else 1}
+    # LLaVA's own SigLIP leaves its last layer out.
+    assert len(rows) in (2, 3)
+
+
+def test_a_layer_that_computes_something_else_is_refused(family, tower, frames):
+    def doubled(module, args, output):
+        return (2 * output[0], *output[1:]) if isinstance(output, tuple) else 2 * output
+
+    read_tower(tower).layers[1].attention.register_forward_hook(doubled)
+    cacher = attach_cacher(tower, CacherConfig.paper())
+    with cacher.streams(STREAMS), pytest.raises(TypeError, match="layer 1 .* computes something"):
+        family.run(tower, frames)
+
+
 @pytest.mark.parametrize("interval", [1, 3])
 def test_everything_recomputed_is_dense(family, tower, frames, interval):
     dense = family.run(tower, frames)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from towers.families import FAMILIES, GRIDS, joined, tensors
@@ -114,6 +116,26 @@ def test_windows_that_are_made_anew_for_each_layer(family, tower, seed):
         for layer in tower.blocks:
             layer.register_forward_pre_hook(anew, with_kwargs=True)
         assert_same(family.run(tower, frames), expected)
+
+
+@pytest.mark.parametrize("streams", [["door", "hall"], ["hall", "door", "yard"]])
+def test_the_largest_frame_shows_windows_that_are_left_out(family, tower, streams, seed):
+    layer, rows = read_tower(tower).layers[0], []
+    alone = family.frames(["hall"], seed)
+
+    def whole(module, args, kwargs):
+        rows.append(args[0].shape[0])
+        kwargs["cu_seqlens"] = kwargs["cu_seqlens"][[0, -1]]
+        return args, kwargs
+
+    windowed = read_tower(tower).windowed
+    layer.attention.register_forward_pre_hook(whole, with_kwargs=True)
+    refused = pytest.raises(TypeError, match="layer 0") if windowed else nullcontext()
+    cacher = attach_cacher(tower)
+    with cacher.streams(streams), refused:
+        family.run(tower, family.frames(streams, seed))
+    # A copy of the layer in float32 decides where they differ.
+    assert set(rows) == {len(alone[0].pixels)}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +28,21 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 """What models hand down to their layers that no layer computes with, or that `cu_seqlens` says."""
+
+
+@dataclass(frozen=True)
+class FramePlace:
+    """Where a frame lies in the tokens of a batch.
+
+    Attributes:
+        rows: in the tokens' first dimension: one of [B, T, C], T of packed [sum of T, C].
+        start: its first token in tables and segments; 0 where all frames share them.
+        tokens: of the frame (T).
+    """
+
+    rows: slice
+    start: int
+    tokens: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +111,52 @@ class LayerCall:
             None if args else name,
         )
 
+    def of_frame(self, frame: FramePlace) -> LayerCall | None:
+        """Return the call as it would be of one frame alone; None: not all of it can be cut."""
+        rotary, segments = self.rotary, self.segments
+        if rotary is not None:
+            cos, sin = (self._cut(table, frame) for table in rotary)
+            if cos is None or sin is None:
+                return None
+            rotary = cos, sin
+        if segments is not None:
+            inside = (segments >= frame.start) & (segments <= frame.start + frame.tokens)
+            segments = segments[inside] - frame.start
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, Tensor) and value is self.segments:
+                return segments
+            pair = isinstance(value, tuple | list) and len(value) == 2
+            if pair and self.rotary is not None and value[0] is self.rotary[0]:
+                return rotary
+            return value
+
+        return replace(
+            self,
+            hidden=self.hidden[frame.rows],
+            rotary=rotary,
+            segments=segments,
+            args=tuple(map(cut, self.args)),
+            kwargs={name: cut(value) for name, value in self.kwargs.items()},
+        )
+
     def again(self, function: Callable[..., Any], hidden: Tensor) -> Any:
         """Call a function in the same way, but with other tokens."""
         if self.name is None:
             return function(hidden, *self.args[1:], **self.kwargs)
         return function(*self.args, **{**self.kwargs, self.name: hidden})
+
+    def _cut(self, table: Tensor, frame: FramePlace) -> Tensor | None:
+        """Return what of a rotary table one frame has; None: it has an unknown shape."""
+        batch, packed = self.hidden.shape[0], self.hidden.dim() == 2
+        if not packed and table.dim() == 2:
+            return table if table.shape[0] <= frame.tokens else None
+        along = table.dim() - 2 if packed else 0
+        size = table.shape[along]
+        if size == batch:
+            rows = range(batch)[frame.rows]
+            return table.narrow(along, rows.start, len(rows))
+        return table if size == (frame.tokens if packed else 1) else None
 
 
 def read_grids(

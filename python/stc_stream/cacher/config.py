@@ -57,9 +57,9 @@ class CacherConfig:
         reference_keys: "full" holds reference keys as they are; "int8" in 8 bits with a scale a
             token. They only rank the tokens.
         cuda_graph: capture whole batches in CUDA graphs and replay them, where that is possible.
-        self_check: when a layer first runs with the Cacher, compute its own forward besides and
-            compare, so that a tower that is not what it seems is refused. Costs one dense batch,
-            once.
+        self_check: when a layer first runs with the Cacher, compute its own forward besides on one
+            frame and compare, so that a tower that is not what it seems is refused. Costs one dense
+            frame, once.
 
     Raises:
         ValueError: a value out of range, or settings that exclude each other. TypeError: a value

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from stc_stream.cacher.call import LayerCall
+from stc_stream.cacher.call import FramePlace, LayerCall
 from stc_stream.cacher.change import FrameDiff
 from stc_stream.cacher.frames import BatchFrames
 from stc_stream.cacher.graphs import GraphStore
@@ -143,7 +143,7 @@ class Forward:
         else:
             output = self._run(self._packing, number, x, call)
         if self._check is not None and self._check.wants(number):
-            self._check(number, call, x, output, self._refreshed)
+            self._check(number, call, x, output, self._refreshed())
         self._depth = max(self._depth, number + 1)
         self._output, self._writes = output, _writes(output)
         return output
@@ -225,12 +225,14 @@ class Forward:
                     "nothing to reuse: the layers an encoder runs must be the same on every frame"
                 )
 
-    def _refreshed(self, tokens: Tensor) -> list[Tensor]:
-        """Return the frames of a batch that are computed densely, [F, T, C] of each kind."""
+    def _refreshed(self) -> list[FramePlace]:
+        """Return where the frames of the batch are that are computed densely."""
+        assert self._packing is not None
         return [
-            each.plan.refresh.take(self._take(each.plan, tokens))
+            self._packing.place(each.plan.frames[row])
             for each in self._progress
             if each.plan.refresh is not None
+            for row in each.plan.refresh
         ]
 
     def _finite(self, progress: _Progress) -> Tensor | None:

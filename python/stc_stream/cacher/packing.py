@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stc_stream.cacher.attention import Positions
-from stc_stream.cacher.call import LayerCall
+from stc_stream.cacher.call import FramePlace, LayerCall
 from stc_stream.cacher.references import FrameKind, finite_frames
 
 Grid = tuple[int, int]
@@ -91,6 +91,14 @@ class Packing:
     def patches(self) -> list[int]:
         """Patches of each frame."""
         return [kind.tokens - self._prefix for kind in self.kinds]
+
+    def place(self, frame: int) -> FramePlace:
+        """Return where a frame lies."""
+        tokens = self.kinds[frame].tokens
+        if self._starts is None:
+            return FramePlace(slice(frame, frame + 1), 0, tokens)
+        start = self._starts[frame]
+        return FramePlace(slice(start, start + tokens), start, tokens)
 
     def take(self, frames: Sequence[int], tokens: Tensor) -> Tensor:
         """Return frames of one kind as [F, T, ..], a view where they lie side by side.

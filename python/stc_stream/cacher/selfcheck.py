@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stc_stream.cacher.call import LayerCall
+from stc_stream.cacher.call import FramePlace, LayerCall
 from stc_stream.cacher.references import finite_frames
 from stc_stream.towers import TowerLayer, TowerSpec
 
@@ -29,6 +29,9 @@ class LayerDiffers(TypeError):
 
 class SelfCheck:
     """Compares what the parts of each layer gave with the layer's own forward, once a layer.
+
+    One frame is compared, of those that were computed densely: the one that tells most. A layer
+    whose call can't be cut down to one frame is computed on the batch, and all of them are.
 
     Args:
         tower: the tower as it was read.
@@ -50,7 +53,7 @@ class SelfCheck:
         call: LayerCall,
         x: Tensor,
         own: Tensor,
-        refreshed: Callable[[Tensor], list[Tensor]],
+        refreshed: Sequence[FramePlace],
     ) -> None:
         """Compare a layer that has just run; where no frame is finite, it stays to be compared.
 
@@ -59,14 +62,19 @@ class SelfCheck:
             call: what it was called with.
             x: its input; left as it is.
             own: what its parts gave.
-            refreshed: takes the frames that were computed densely from a batch, [F, T, C] each.
+            refreshed: where in x and own the frames are that were computed densely.
 
         Raises:
             LayerDiffers: the layer's own forward gives something else.
         """
-        layer, frames = self._tower.layers[number], refreshed(x)
-        if not any(bool(finite_frames(some).any()) for some in frames):
+        frame = most_telling(x, refreshed)
+        if frame is None:
             return
+        alone = call.of_frame(frame)
+        if alone is not None:
+            call, x, own = alone, x[frame.rows], own[frame.rows]
+            refreshed = [FramePlace(slice(None), 0, frame.tokens)]
+        layer = self._tower.layers[number]
         found = call.again(self._densely[number], x.clone())
         if isinstance(found, tuple) != layer.returns_tuple:
             self._refuse(number, f"returns a {type(found).__name__}")
@@ -77,8 +85,10 @@ class SelfCheck:
         precision = _precision(x)
 
         def worst(one: Tensor, other: Tensor) -> float | None:
-            ways = zip(frames, refreshed(one), refreshed(other), strict=True)
-            shares = [difference(*each, precision) for each in ways]
+            shares = [
+                difference(_frame(x, at), _frame(one, at), _frame(other, at), precision)
+                for at in refreshed
+            ]
             return max((share for share in shares if share is not None), default=None)
 
         share = worst(dense, own)
@@ -126,6 +136,29 @@ class SelfCheck:
         )
 
 
+def most_telling(x: Tensor, frames: Sequence[FramePlace]) -> FramePlace | None:
+    """Return the frame on which a changed layer shows best; None: none is finite.
+
+    The largest, since small ones may lie in one window of attention; of these the one whose tokens
+    vary most, since all places of a black frame look alike.
+
+    Args:
+        x: the tokens of a batch.
+        frames: the frames to choose from.
+    """
+    if not frames:
+        return None
+    found = [_frame(x, frame) for frame in frames]
+    finite = torch.cat([finite_frames(tokens) for tokens in found])
+    spread = torch.stack([each.float().var(dim=1, correction=0).mean() for each in found])
+    # What overflows varies most; one wait for all of them.
+    spreads = torch.where(finite, spread.nan_to_num(), -1.0).tolist()
+    frame, of = max(
+        zip(frames, spreads, strict=True), key=lambda pair: (pair[1] >= 0, pair[0].tokens, pair[1])
+    )
+    return frame if of >= 0 else None
+
+
 def difference(x: Tensor, dense: Tensor, own: Tensor, precision: torch.dtype) -> float | None:
     """Return by how much of what a layer adds two outputs differ, at the token that is worst.
 
@@ -149,6 +182,11 @@ def difference(x: Tensor, dense: Tensor, own: Tensor, precision: torch.dtype) ->
     apart = ((own - dense).abs() - rounding).clamp(min=0).square().mean(dim=-1).sqrt()
     shares = apart / scale.clamp(min=torch.finfo(torch.float32).tiny)
     return float(shares.nan_to_num(torch.inf).max())
+
+
+def _frame(tokens: Tensor, frame: FramePlace) -> Tensor:
+    """Return a frame's tokens as [1, T, C]."""
+    return tokens[frame.rows].reshape(1, -1, tokens.shape[-1])
 
 
 def _precision(x: Tensor) -> torch.dtype:
