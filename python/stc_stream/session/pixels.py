@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -75,7 +75,9 @@ class PixelSettings:
         return images.sub_(mean[:, None, None]).div_(std[:, None, None])
 
     def _resized(self, images: Tensor) -> Tensor:
-        size = (self.height, self.width)
+        return self._scaled(images, (self.height, self.width))
+
+    def _scaled(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         if images.shape[2:] == size:
             return images
         mode = _MODES[self.resample]
@@ -83,3 +85,57 @@ class PixelSettings:
             return F.interpolate(images, size, mode=mode, antialias=True)
         resized = F.interpolate(images.float(), size, mode=mode, antialias=True)
         return resized.clamp_(0, 255).round_().to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class CroppedPixelSettings(PixelSettings):
+    """Frames are brought to one shorter side, and cut to the middle: the rule of CLIP's models.
+
+    Attributes:
+        shorter: side to which the shorter one is brought, in pixels; what the result has beyond
+            it is black.
+    """
+
+    shorter: int = field(kw_only=True)
+
+    @classmethod
+    def read(cls, settings: Mapping[str, Any]) -> CroppedPixelSettings:
+        """Read a processor's attributes, or its JSON file.
+
+        Raises:
+            ValueError: a setting that is not known here.
+        """
+        crop = settings.get("crop_size")
+        if isinstance(crop, int):
+            crop = {"height": crop, "width": crop}
+        whole = PixelSettings.read({**settings, "size": crop, "do_center_crop": False})
+        return cls(**vars(whole), shorter=int(settings["size"]["shortest_edge"]))
+
+    def _resized(self, images: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        if height < width:
+            resized = self._scaled(images, (self.shorter, int(self.shorter * width / height)))
+        else:
+            resized = self._scaled(images, (int(self.shorter * height / width), self.shorter))
+        down, across = self.height - resized.shape[2], self.width - resized.shape[3]
+        if down > 0 or across > 0:
+            sides = [max(across, 0) // 2, (max(across, 0) + 1) // 2]
+            sides += [max(down, 0) // 2, (max(down, 0) + 1) // 2]
+            resized = F.pad(resized, sides)
+        top = (resized.shape[2] - self.height) // 2
+        left = (resized.shape[3] - self.width) // 2
+        return resized[:, :, top : top + self.height, left : left + self.width]
+
+
+def read_pixels(settings: Mapping[str, Any]) -> PixelSettings:
+    """Read a processor's attributes, or its JSON file.
+
+    Raises:
+        ValueError: a setting that is not known here.
+    """
+    size = settings.get("size") or {}
+    # Not `in`: a processor's sizes have all names, of which some are None.
+    shorter, longer = size.get("shortest_edge"), size.get("longest_edge")
+    if settings.get("do_center_crop") and shorter and not longer:
+        return CroppedPixelSettings.read(settings)
+    return PixelSettings.read(settings)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stc_stream.session.pixels import PixelSettings
+from stc_stream.session.pixels import PixelSettings, read_pixels
 
 _FILES = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
@@ -65,7 +65,7 @@ class SessionProcessor:
         return cls(
             tokenizer,
             _template(template),
-            PixelSettings.read(_attributes(frames)),
+            read_pixels(_attributes(frames)),
             getattr(processor, "video_token", "<video>"),
         )
 
@@ -100,7 +100,7 @@ class SessionProcessor:
             text = None if template else _read(name, file, options)
             if text:
                 template = json.loads(text)["chat_template"] if file.endswith("json") else text
-        return cls(tokenizer, _template(template), PixelSettings.read(settings), video_token)
+        return cls(tokenizer, _template(template), read_pixels(settings), video_token)
 
     @property
     def video_token_id(self) -> int:
@@ -141,7 +141,7 @@ def _template(template: Any) -> str:
 
 def _attributes(frames: Any) -> Mapping[str, Any]:
     """Return the settings of a video or an image processor."""
-    names = ("size", "resample", "rescale_factor", "image_mean", "image_std")
+    names = ("size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
     steps = ("do_resize", "do_rescale", "do_normalize", "do_center_crop")
     found = {name: getattr(frames, name, None) for name in (*names, *steps)}
     return {name: value for name, value in found.items() if value is not None}

@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     PreTrainedTokenizerFast,
@@ -18,7 +22,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from stc_stream.session.pixels import PixelSettings
+from stc_stream.session.pixels import CroppedPixelSettings, PixelSettings
 from stc_stream.session.processor import SessionProcessor
 from stc_stream.towers.sizes import MODEL_SIZES
 
@@ -31,16 +35,23 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 """LLaVA-OneVision's, for conversations of videos and text."""
+VICUNA_TEMPLATE = (
+    "{% for message in messages %}{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
+    "{% for part in message['content'] if part['type'] == 'video' %}{{ '<video>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+"""LLaVA-NeXT-Video's, for conversations of videos and text."""
 
 
 @dataclass(frozen=True)
 class LlavaSizes:
-    """Sizes of a LLaVA-OneVision.
+    """Sizes of a LLaVA-OneVision or a LLaVA-NeXT-Video.
 
     Attributes:
         image, patch: sides of a frame and of a patch, in pixels.
-        tower: width, MLP width, layers and heads of the SigLIP tower.
-        llm: width, MLP width, layers, heads and key-value heads of Qwen2.
+        tower: width, MLP width, layers and heads of the tower.
+        llm: width, MLP width, layers, heads and key-value heads of the LLM.
         vocabulary: rows of the LLM's table.
         context: its positions.
         llm_settings: more of its config.
@@ -79,32 +90,10 @@ def build_llava_onevision(
         sizes: None: tiny ones, 16 tokens a frame.
     """
     sizes = sizes or LlavaSizes()
-    width, hidden, layers, heads = sizes.tower
-    tower = SiglipVisionConfig(
-        hidden_size=width,
-        intermediate_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        image_size=sizes.image,
-        patch_size=sizes.patch,
-        vision_use_head=False,
-    )
+    tower = SiglipVisionConfig(**_tower(sizes), vision_use_head=False)
     tokenizer = build_tokenizer()
     numbers = tokenizer.get_vocab()
-    width, hidden, layers, heads, kv_heads = sizes.llm
-    llm = Qwen2Config(
-        hidden_size=width,
-        intermediate_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=sizes.vocabulary,
-        max_position_embeddings=sizes.context,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        **sizes.llm_settings,
-    )
+    llm = Qwen2Config(**_llm(sizes, tokenizer))
     config = LlavaOnevisionConfig(
         vision_config=tower,
         text_config=llm,
@@ -121,6 +110,67 @@ def build_llava_onevision(
     model.train(False)
     pixels = PixelSettings(sizes.image, sizes.image)
     return model, SessionProcessor(tokenizer, TEMPLATE, pixels)
+
+
+def build_llava_next_video(
+    sizes: LlavaSizes | None = None, seed: int = 0, llm: type[Any] = LlamaConfig, **settings: Any
+) -> tuple[LlavaNextVideoForConditionalGeneration, SessionProcessor]:
+    """Return a LLaVA-NeXT-Video with random weights that follow from a seed, and its processor.
+
+    Args:
+        sizes: None: tiny ones, 16 tokens a frame.
+        llm: class of the LLM's config: Llama's or Mistral's.
+        settings: more of the model's config: `spatial_pool_mode`, `spatial_pool_stride`.
+    """
+    # The tower's last layer is not taken.
+    sizes = sizes or LlavaSizes(tower=(32, 64, 3, 2))
+    tokenizer = build_tokenizer()
+    numbers = tokenizer.get_vocab()
+    config = LlavaNextVideoConfig(
+        vision_config=CLIPVisionConfig(**_tower(sizes)),
+        text_config=llm(**_llm(sizes, tokenizer)),
+        image_token_index=numbers["<image>"],
+        video_token_index=numbers["<video>"],
+        image_grid_pinpoints=[[sizes.image, sizes.image]],
+        **settings,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlavaNextVideoForConditionalGeneration(config)
+    model.train(False)
+    pixels = CroppedPixelSettings(sizes.image, sizes.image, shorter=sizes.image)
+    return model, SessionProcessor(tokenizer, VICUNA_TEMPLATE, pixels)
+
+
+def _tower(sizes: LlavaSizes) -> dict[str, Any]:
+    """Return the settings of a tower."""
+    width, hidden, layers, heads = sizes.tower
+    return {
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "image_size": sizes.image,
+        "patch_size": sizes.patch,
+    }
+
+
+def _llm(sizes: LlavaSizes, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Return the settings of an LLM."""
+    width, hidden, layers, heads, kv_heads = sizes.llm
+    return {
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": sizes.vocabulary,
+        "max_position_embeddings": sizes.context,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        **sizes.llm_settings,
+    }
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from torch import nn
 
-from stc_stream.session.models import llava_onevision
+from stc_stream.session.models import llava_next_video, llava_onevision
+from stc_stream.session.models.llava_next_video import LlavaNextVideo
 from stc_stream.session.models.llava_onevision import LlavaOnevision
 from stc_stream.session.models.model import VideoModel
 
 __all__ = ["FAMILIES", "VideoModel", "read_model"]
 
-FAMILIES = ((llava_onevision.resembles, LlavaOnevision),)
+FAMILIES = (
+    (llava_onevision.resembles, LlavaOnevision),
+    (llava_next_video.resembles, LlavaNextVideo),
+)
 """For each family, what recognises its models, and what reads them."""
 
 
