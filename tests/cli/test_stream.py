@@ -142,6 +142,10 @@ def test_stc_by_name_is_what_runs_by_default(
         (("--method", "skip:refresh_interval=x"), "--method skip: refresh_interval must be a"),
         (("--method", "skip", "--update-ratio", "0.5"), "--update-ratio is for stc alone: give"),
         (("--method", ""), "'--method': it is empty"),
+        (
+            ("--method", "dtd", "--tokens-per-frame", "3"),
+            "--tokens-per-frame is not for dtd, which",
+        ),
     ],
 )
 def test_what_is_no_method_is_told_in_a_line(
@@ -228,6 +232,24 @@ def test_any_method_is_held_against_dense(
     if name.startswith("skip"):
         assert known == [whole] * 2
     assert "forward" not in vars(tower.module.encoder)
+
+
+@pytest.mark.parametrize("name", ["uniform", "dtd", "evs_per_frame", "visionzip", "streamingtom"])
+def test_a_method_that_chooses_tokens_does_so_itself(
+    tiny_model: Path, sample: Path, name: str
+) -> None:
+    tower = load_tower(str(tiny_model), device="cpu")
+    method = read_method(name, {"tokens_per_frame": 5})
+    with StreamComparison(tower, method) as comparison:
+        results = [comparison.step(frame) for frame in open_video(sample, frames=3)]
+    whole = [name in ("dtd", "evs_per_frame"), False, False]
+    for result, first in zip(results, whole, strict=True):
+        assert result.numbers.cosine == pytest.approx(1, abs=1e-5)
+        assert result.view.kept.sum() == result.numbers.tokens_kept
+        if first:
+            assert result.numbers.tokens_kept == 16
+        elif name != "dtd":
+            assert result.numbers.tokens_kept == 5
 
 
 def test_a_class_token_is_no_patch(tmp_path: Path, sample: Path) -> None:

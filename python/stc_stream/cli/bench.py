@@ -180,9 +180,13 @@ def _methods(names: Sequence[str]) -> list[Method]:
     from stc_stream.evaluate.methods import read_method
 
     try:
-        return [read_method(name) for name in dict.fromkeys(names)]
+        methods = [read_method(name) for name in dict.fromkeys(names)]
     except ValueError as error:
         fail(as_option(str(error)))
+    for method in methods:
+        if method.tower is None and method.pruner is not None:
+            fail(f"--method {method.name} leaves the tower as it is: there is nothing to time")
+    return methods
 
 
 def _on_gpu(device: str) -> bool:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 )
 @method_option(
     words="What is held against dense: stc (the default, with the options below), skip, merge, "
-    "random_tokens or dense."
+    "evs_per_frame or another of docs/methods.md."
 )
 @click.option(
     "--update-ratio",
@@ -205,9 +205,11 @@ def _comparison(
         if method is None or method == "stc":
             chosen = Method("stc", tower=CacherConfig(**settings))
         else:
-            chosen = read_method(method)
-        if chosen.pruner is None or tokens_per_frame is not None:
+            chosen = read_method(method, {"tokens_per_frame": tokens_per_frame})
+        if chosen.pruner is None:
             chosen = replace(chosen, pruner=PrunerConfig.paper(tokens_per_frame))
+        elif tokens_per_frame not in (None, chosen.pruner.tokens_per_frame):
+            fail(f"--tokens-per-frame is not for {method}, which says itself what it keeps")
         tower = load_tower(model, device=device, dtype=dtype)
         _check_tokens(tower, tokens_per_frame)
         return StreamComparison(tower, chosen)

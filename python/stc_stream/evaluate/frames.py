@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
@@ -200,13 +200,20 @@ class FrameComparison(_Opened):
         wait_for(self._model.device)
 
     @torch.inference_mode()
-    def warm_up(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Run a frame twice in every way, return the methods' features and begin another stream."""
+    def warm_up(
+        self, inputs: Inputs, see: Callable[[Tensor], object] = lambda features: None
+    ) -> None:
+        """Run a frame twice in every way, then begin another stream.
+
+        Args:
+            inputs: of one frame.
+            see: given each method's features, [1, T, C], right after its tower has run.
+        """
         for _ in range(2):
             self._dense(inputs)
-            features = tuple(self._model.patches_of(each.run(inputs)) for each in self._towers)
+            for tower in self._towers:
+                see(self._model.patches_of(tower.run(inputs)))
         self.reset()
-        return features
 
     @torch.inference_mode()
     def step(self, inputs: Inputs) -> ComparedFrame:

@@ -9,7 +9,15 @@ from stc_stream.cacher.part import TowerPart
 from stc_stream.pruner import PrunerConfig
 
 if TYPE_CHECKING:
+    from stc_stream.pruner import PruningStrategy
     from stc_stream.session.memory import Memory
+
+
+def pruner_by(strategy: PruningStrategy, tokens_per_frame: int | None) -> PrunerConfig:
+    """Return settings that keep so many tokens of a frame by a rule; None: a quarter of them."""
+    if tokens_per_frame is None:
+        return PrunerConfig(strategy=strategy, keep_ratio=0.25)
+    return PrunerConfig(strategy=strategy, tokens_per_frame=tokens_per_frame)
 
 
 @dataclass(frozen=True)

@@ -139,9 +139,7 @@ class StreamComparison:
         return recomputed, _layer_mean(layers, lambda x: x.similarity()[0, first:])
 
     def _warm_up(self, inputs: dict[str, Tensor]) -> None:
-        (features,) = self._frames.warm_up(inputs)
-        for _ in range(2):
-            self._keep(features)
+        self._frames.warm_up(inputs, self._keep)
         if self._pruner is not None:
             self._pruner.reset()
         self._begun = True

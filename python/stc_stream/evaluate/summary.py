@@ -95,7 +95,7 @@ class Summary:
         reduction: the share of the tower's total time that compression saved, refresh frames
             included: 1 − Σ compressed / Σ dense; negative when it lost.
         tokens_recomputed: mean a frame.
-        tokens_kept: a frame.
+        tokens_kept: a frame, the nearest whole number to the mean.
         cosine: mean over frames of their cosine; None where there is none.
         cosine_selective: the same over selective frames.
         cosine_lowest_frame: the lowest of the frames' cosines.
@@ -143,7 +143,7 @@ def summarise(frames: Sequence[FrameNumbers], tokens: int) -> Summary:
         pruner=Timing.of([frame.pruner_ms for frame in frames]),
         reduction=1 - sum(compressed) / sum(dense),
         tokens_recomputed=float(np.mean([frame.tokens_recomputed for frame in frames])),
-        tokens_kept=frames[-1].tokens_kept,
+        tokens_kept=round(float(np.mean([frame.tokens_kept for frame in frames]))),
         cosine=_mean(cosines),
         cosine_selective=_mean([f.cosine for f in selective if f.cosine is not None]),
         cosine_lowest_frame=min(cosines, default=None),

@@ -52,8 +52,8 @@ class SessionPruner:
 
     def keep(self, tokens: Tensor) -> list[KeptFrame]:
         """Return what is kept of consecutive frames, [F, T, D], as if given to it one by one."""
-        if getattr(getattr(self._pruner, "config", None), "strategy", None) == "dual_anchor":
-            # The same at once, and faster.
+        if self.whole_calls or self._strategy == "dual_anchor":
+            # The paper's rule keeps the same at once, and is faster so.
             return self.keep_together(tokens)
         return [kept for frame in tokens.split(1) for kept in self.keep_together(frame)]
 
@@ -90,6 +90,11 @@ class SessionPruner:
         # A rule of one's own may take the budget for its mean.
         return config.kept_tokens(tokens) if isinstance(config.strategy, str) else None
 
+    @property
+    def whole_calls(self) -> bool:
+        """Whether its rule is about whole clips, and wants all frames of a feed at once."""
+        return bool(getattr(self._strategy, "whole_calls", False))
+
     def copy(self) -> SessionPruner:
         """Return one with the same past, which goes its own way."""
         other = copy.copy(self)
@@ -102,3 +107,7 @@ class SessionPruner:
         self._pruner = copy.deepcopy(self._new)
         if hasattr(self._pruner, "reset"):
             self._pruner.reset()
+
+    @property
+    def _strategy(self) -> Any:
+        return getattr(getattr(self._pruner, "config", None), "strategy", None)

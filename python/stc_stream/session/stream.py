@@ -178,13 +178,22 @@ class Stream:
         """Run the tower and the Pruner; return what is kept of each frame."""
         settings, like = self._settings, self._settings.model.pixels_like
         kept: list[KeptFrame] = []
+        waiting: list[Tensor] = []
+        taken = self.progress.frames
         for part in frames.split(FRAMES_AT_ONCE):
             pixels = settings.processor.pixels(part.to(like.device)).to(like.dtype)
             clock.lap("preprocess")
             tokens = self._tower.encode(pixels)
-            checks.check_tokens(tokens, self.progress.frames + len(kept))
+            checks.check_tokens(tokens, taken)
+            taken += len(tokens)
             clock.lap("tower")
+            if self._pruner.whole_calls:
+                waiting.append(tokens)
+                continue
             kept += self._pruner.keep(tokens)
+            clock.lap("prune")
+        if waiting:
+            kept = self._pruner.keep(torch.cat(waiting))
             clock.lap("prune")
         return kept
 

@@ -9,6 +9,7 @@ attributes `pruner` and `memory`. `stc:update_ratio=0.1,refresh_interval=2` is t
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from types import NoneType, UnionType
@@ -24,10 +25,14 @@ def method_names() -> tuple[str, ...]:
     return tuple(sorted(found.name for found in pkgutil.iter_modules(__path__)))
 
 
-def read_method(text: str) -> Method:
+def read_method(text: str, defaults: Mapping[str, Any] | None = None) -> Method:
     """Return a method that is written as its name, or `name:setting=value,setting=value`.
 
-    A value that may be None is written `none`.
+    A value that may be None is written `none`; a name's `_` may be written `-`.
+
+    Args:
+        text: the name, and the settings that differ from the defaults.
+        defaults: settings for methods that have them, where the text says nothing.
 
     Raises:
         TypeError: a file that is no method.
@@ -35,11 +40,12 @@ def read_method(text: str) -> Method:
             line that says what there is.
     """
     name, _, written = text.partition(":")
+    name = name.replace("-", "_")
     if name not in method_names():
         raise ValueError(f"method must be one of {', '.join(method_names())}, but is {name!r}")
     kind = _kind(name)
     types = get_type_hints(kind)
-    known = [field.name for field in fields(kind)]
+    known = [field.name for field in fields(kind) if field.init]
     settings: dict[str, Any] = {}
     for part in filter(None, written.split(",")):
         setting, equals, value = (each.strip() for each in part.partition("="))
@@ -52,8 +58,9 @@ def read_method(text: str) -> Method:
         if setting in settings:
             raise ValueError(f"method {name} has {setting} twice")
         settings[setting] = _value(name, setting, value, types[setting])
+    ours = {key: value for key, value in (defaults or {}).items() if key in known}
     try:
-        return _method(text, kind(**settings))
+        return _method(text, kind(**(ours | settings)))
     except (TypeError, ValueError) as error:
         raise ValueError(f"method {name}: {error}") from None
 

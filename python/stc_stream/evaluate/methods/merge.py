@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
 from stc_stream.evaluate.patched import PatchedTower
 from stc_stream.towers import TowerLayer
@@ -72,8 +73,8 @@ class MergingTower(PatchedTower):
         self._sizes = self._places = torch.empty(0)
 
     def _layer(self, layer: TowerLayer, number: int, x: Tensor, *more: Any, **named: Any) -> Any:
-        given = [each for each in (*more, *named.values()) if each is not None]
-        if not all(isinstance(each, bool) for each in given):
+        # Options that a whole model passes down are no matter.
+        if any(isinstance(each, Tensor) for each in tree_leaves((more, named))):
             raise TypeError(
                 "tokens cannot be merged in a tower whose layers are given more than tokens "
                 "(positions, masks)"

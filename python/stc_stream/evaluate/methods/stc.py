@@ -4,41 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stc_stream.cacher import CacherConfig
-from stc_stream.cacher.config import ReferenceKeys
+from stc_stream.evaluate.methods.stc_cacher import CacherAlone
 from stc_stream.pruner import PrunerConfig
 
 
 @dataclass(frozen=True)
-class Stc:
-    """A selective frame recomputes the tokens that changed most since the last refresh.
+class Stc(CacherAlone):
+    """The Cacher of `stc_cacher`, with its defaults, and the Pruner behind it. Causal.
 
-    Source: arXiv 2512.00891. The defaults also notice scene cuts, which the paper does not;
-    `refresh_on_change=none` is its plain schedule.
+    Source: arXiv 2512.00891.
 
     Attributes:
-        update_ratio, refresh_interval, refresh_on_change, threshold, reference_keys: as in
-            `CacherConfig`.
         tokens_per_frame: tokens that the Pruner keeps (`PrunerConfig.paper`); None: a quarter.
     """
 
-    update_ratio: float = 0.25
-    refresh_interval: int = 4
-    refresh_on_change: float | None = 0.5
-    threshold: float | None = None
-    reference_keys: ReferenceKeys = "full"
     tokens_per_frame: int | None = None
-
-    @property
-    def tower(self) -> CacherConfig:
-        """The Cacher's settings."""
-        return CacherConfig(
-            update_ratio=self.update_ratio,
-            refresh_interval=self.refresh_interval,
-            refresh_on_change=self.refresh_on_change,
-            threshold=self.threshold,
-            reference_keys=self.reference_keys,
-        )
 
     @property
     def pruner(self) -> PrunerConfig:

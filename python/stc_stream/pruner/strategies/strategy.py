@@ -19,7 +19,14 @@ class PruningStrategy(ABC):
 
     A strategy holds settings and no state: one object serves all streams of a pruner, and what it
     remembers of a stream is the `past` that it returns and gets back at the stream's next call.
+
+    Attributes:
+        whole_calls: whether the rule is about whole clips, so that what is kept of a frame hangs on
+            the frames that come with it, later ones too. A session gives it all frames of a feed
+            at once; others are given frame by frame.
     """
+
+    whole_calls: ClassVar[bool] = False
 
     @abstractmethod
     def select(self, tokens: Tensor, past: Any, budget: int) -> tuple[Kept, Kept, Any]:
