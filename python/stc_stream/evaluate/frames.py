@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +19,7 @@ from stc_stream.evaluate.fidelity import (
     watch_layers,
 )
 from stc_stream.evaluate.method import Method
+from stc_stream.evaluate.opened import Opened
 from stc_stream.evaluate.patched import FrameShares
 from stc_stream.evaluate.timing import WallClock, timed, wait_for
 from stc_stream.evaluate.variants import shared_copy
@@ -28,7 +27,6 @@ from stc_stream.towers import read_tower
 from stc_stream.towers.load import VisionModel
 
 Inputs = Mapping[str, Tensor]
-Opened = TypeVar("Opened", bound="_Opened")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,29 +70,7 @@ class ComparedFrame:
     runs: tuple[FrameRun, ...]
 
 
-class _Opened:
-    """What is open until `close`, or until its context is left."""
-
-    def __init__(self) -> None:
-        self._open = ExitStack()
-
-    def close(self) -> None:
-        """Let go of everything."""
-        self._open.close()
-
-    def __enter__(self: Opened) -> Opened:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class MethodTower(_Opened):
+class MethodTower(Opened):
     """A method on a tower of its own, which shares the weights of a model's.
 
     Args:
@@ -150,7 +126,7 @@ class MethodTower(_Opened):
             self._attached.reset()
 
 
-class FrameComparison(_Opened):
+class FrameComparison(Opened):
     """Runs every frame of one stream through a tower dense, and by several methods.
 
     All in one process on the same input; the order in which they run alternates, so that every

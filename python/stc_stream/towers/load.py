@@ -29,6 +29,7 @@ VISION_TYPES: dict[str, Any] = {
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HUB_SECONDS = 5.0
+EXAMPLE = "google/siglip-base-patch16-384"
 _MIDDLE = (0.5, 0.5, 0.5)
 
 
@@ -138,8 +139,8 @@ def build_tower(
     """
     if name not in MODEL_SIZES:
         raise ValueError(f"tower must be one of {', '.join(MODEL_SIZES)}, but is {name!r}")
-    where = _device(device)
-    kind = _dtype(dtype, where)
+    where = choose_device(device)
+    kind = choose_dtype(dtype, where)
     sizes = MODEL_SIZES[name]
     module = sizes.build(layers)
     return VisionModel(
@@ -177,13 +178,14 @@ def load_tower(
     """
     if name is None:
         return build_tower("siglip-base", device=device, dtype=dtype)
-    where = _device(device)
-    kind = _dtype(dtype, where)
-    with _quiet_transformers():
+    where = choose_device(device)
+    kind = choose_dtype(dtype, where)
+    with quiet_transformers():
         return _pretrained_tower(name, where, kind)
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """Return the device that a name means: auto, cpu, cuda, cuda:N; ValueError for another one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -199,7 +201,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that a name means on a device; ValueError for another one."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     if name not in DTYPES:
@@ -207,27 +210,41 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def _pretrained_tower(name: str, device: torch.device, dtype: torch.dtype) -> VisionModel:
+def read_config(name: str, example: str = EXAMPLE) -> tuple[dict[str, Any], bool]:
+    """Return a model's config.json, and whether only local files are to be read from here on.
+
+    Args:
+        name: a folder, or a name on the Hugging Face hub.
+        example: a name on the hub, for the message.
+
+    Raises:
+        ModelError: no such model.
+    """
     local = os.path.isdir(name)
     if not local and os.path.exists(name):
         raise ModelError(
             f"{name!r} is a file, but a model is a folder: give a folder that holds one, or a name "
             "on the hub"
         )
-    offline = not local and not _on_hub(name)
+    offline = not local and not _on_hub(name, example)
     try:
         config, _ = transformers.PretrainedConfig.get_config_dict(name, local_files_only=offline)
     except (OSError, ValueError) as error:
-        raise _unknown(name, _first_line(error)) from None
+        raise _unknown(name, first_line(error), example) from None
     if not config:
-        raise _unknown(name, "it holds no config.json")
+        raise _unknown(name, "it holds no config.json", example)
+    return dict(config), offline
+
+
+def _pretrained_tower(name: str, device: torch.device, dtype: torch.dtype) -> VisionModel:
+    config, offline = read_config(name)
     model_type = config.get("model_type", "")
     if model_type not in VISION_TYPES:
         what = f"a {model_type} model" if model_type else "no model with a model_type"
         text = ", which has no vision tower" if "text" in model_type else ""
         raise ModelError(
             f"{name!r} is {what}{text}: give a SigLIP or CLIP model (model_type "
-            f"{', '.join(VISION_TYPES)}), such as google/siglip-base-patch16-384"
+            f"{', '.join(VISION_TYPES)}), such as {EXAMPLE}"
         )
     try:
         loaded: Any = VISION_TYPES[model_type].from_pretrained(
@@ -240,7 +257,7 @@ def _pretrained_tower(name: str, device: torch.device, dtype: torch.dtype) -> Vi
     except Exception as error:
         # safetensors, the hub and transformers each raise their own when a file is broken.
         raise ModelError(
-            f"the weights of {name!r} cannot be loaded ({_first_line(error)}): check that the "
+            f"the weights of {name!r} cannot be loaded ({first_line(error)}): check that the "
             "model is complete"
         ) from None
     module, loading = loaded
@@ -300,7 +317,7 @@ def _patches(pixels: Tensor, grid: tuple[int, int], side: int, packing: Packing)
     return ordered.flatten(5).flatten(0, 4)
 
 
-def _on_hub(name: str) -> bool:
+def _on_hub(name: str, example: str) -> bool:
     """Tell whether the hub answers at all; False: it does not, but the cache has the model.
 
     Asked once, since transformers asks again and again for half a minute.
@@ -311,7 +328,7 @@ def _on_hub(name: str) -> bool:
         # The hub's client has exceptions of its own, other ones in each version.
         if isinstance(_cached_config(name), str):
             return False
-        raise _unknown(name, f"the hub does not answer: {_first_line(error)}") from None
+        raise _unknown(name, f"the hub does not answer: {first_line(error)}", example) from None
     return True
 
 
@@ -322,19 +339,21 @@ def _cached_config(name: str) -> object:
         return None
 
 
-def _unknown(name: str, reason: str) -> ModelError:
+def _unknown(name: str, reason: str, example: str) -> ModelError:
     return ModelError(
         f"there is no model {name!r} to be had ({reason}): give a folder that holds one, or a name "
-        "on the hub, such as google/siglip-base-patch16-384"
+        f"on the hub, such as {example}"
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of what a library says, without its full stop."""
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from logging and from drawing bars."""
     logger: Any = transformers.utils.logging
     verbosity, bars = logger.get_verbosity(), logger.is_progress_bar_enabled()
     logger.set_verbosity(logging.CRITICAL)
