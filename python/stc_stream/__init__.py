@@ -33,9 +33,11 @@ if TYPE_CHECKING:
         Fed,
         FullMemory,
         MemoryFullError,
+        RecentMemory,
         SessionProcessor,
         SessionStats,
         StreamingSession,
+        WindowMemory,
         compressed,
     )
 
@@ -50,6 +52,7 @@ __all__ = [
     "PrunedTokens",
     "PrunerConfig",
     "PruningStrategy",
+    "RecentMemory",
     "RefreshPolicy",
     "ScoreStrategy",
     "SessionProcessor",
@@ -58,6 +61,7 @@ __all__ = [
     "StreamingSession",
     "TokenPruner",
     "TokenSelection",
+    "WindowMemory",
     "attach_cacher",
     "compressed",
 ]
@@ -73,6 +77,7 @@ _HOMES = {
     "PrunedTokens": "pruner",
     "PrunerConfig": "pruner",
     "PruningStrategy": "pruner",
+    "RecentMemory": "session",
     "RefreshPolicy": "cacher",
     "ScoreStrategy": "pruner",
     "SessionProcessor": "session",
@@ -81,6 +86,7 @@ _HOMES = {
     "StreamingSession": "session",
     "TokenPruner": "pruner",
     "TokenSelection": "cacher",
+    "WindowMemory": "session",
     "attach_cacher": "cacher",
     "compressed": "session",
 }

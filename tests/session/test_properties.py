@@ -12,7 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from session.conftest import QUESTION, make_case, steps_of_a_quarter
 
-from stc_stream import CacherConfig, MemoryFullError, PrunerConfig, StreamingSession
+from stc_stream import (
+    CacherConfig,
+    MemoryFullError,
+    PrunerConfig,
+    RecentMemory,
+    StreamingSession,
+    WindowMemory,
+)
 from stc_stream.session.memory.layer import PreallocatedLayer
 
 FRAMES = 7
@@ -30,7 +37,12 @@ SETTINGS = [
     COMPRESSED,
     {**COMPRESSED, "positions": "contiguous"},
     {"pruner": PrunerConfig.released(6)},
+    {"memory": RecentMemory(3)},
+    {**COMPRESSED, "memory": RecentMemory(4), "positions": "contiguous"},
+    {"memory": WindowMemory(4, 40)},
+    {**COMPRESSED, "memory": WindowMemory(10, 20), "positions": "contiguous"},
 ]
+MEMORIES = [None, RecentMemory(2), WindowMemory(8, 14)]
 actions = st.lists(
     st.one_of(
         st.integers(1, 4),
@@ -82,17 +94,22 @@ def test_chunks_questions_and_resets_change_nothing(case, generator, steps, whic
 
 
 @examples
-@given(turns=st.lists(st.integers(0, 1), min_size=2 * FRAMES, max_size=2 * FRAMES))
-def test_two_sessions_interleaved_equal_two_alone(case, generator, turns):
+@given(
+    turns=st.lists(st.integers(0, 1), min_size=2 * FRAMES, max_size=2 * FRAMES),
+    memories=st.lists(st.sampled_from(MEMORIES), min_size=2, max_size=2),
+)
+def test_two_sessions_interleaved_equal_two_alone(case, generator, turns, memories):
     clips = [steps_of_a_quarter(FRAMES, generator) for _ in range(2)]
-    sessions = [StreamingSession(case.model, case.processor, **COMPRESSED) for _ in range(2)]
+    settings = [{**COMPRESSED, "memory": memory} for memory in memories]
+    sessions = [StreamingSession(case.model, case.processor, **own) for own in settings]
     given = [0, 0]
     for turn in turns:
         if given[turn] < FRAMES:
             sessions[turn].feed(clips[turn][given[turn] : given[turn] + 1])
             given[turn] += 1
+            sessions[1 - turn].logits("And?")
     for number, session in enumerate(sessions):
-        expected = outcome(case, clips[number][: given[number]], **COMPRESSED)
+        expected = outcome(case, clips[number][: given[number]], **settings[number])
         torch.testing.assert_close(session.logits(QUESTION), expected, atol=1e-4, rtol=0)
         session.close()
 
@@ -100,7 +117,8 @@ def test_two_sessions_interleaved_equal_two_alone(case, generator, turns):
 def test_sessions_in_threads_equal_sessions_alone(seed, generator):
     case = make_case(seed)
     clips = [steps_of_a_quarter(6, generator) for _ in range(4)]
-    settings = [COMPRESSED, COMPRESSED, {}, {**COMPRESSED, "cacher": None}]
+    settings = [{**COMPRESSED, "memory": memory} for memory in MEMORIES]
+    settings = [*settings, {}, {**COMPRESSED, "cacher": None}][-4:]
     expected = [outcome(case, clip, **own) for clip, own in zip(clips, settings, strict=True)]
     found: list[torch.Tensor | None] = [None] * 4
     start = threading.Barrier(4)

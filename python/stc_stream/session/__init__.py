@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from stc_stream.session.compressed import compressed
-from stc_stream.session.memory import FullMemory, Memory, MemoryFullError, SessionCache
+from stc_stream.session.memory import (
+    FullMemory,
+    Memory,
+    MemoryFullError,
+    RecentMemory,
+    SessionCache,
+    WindowMemory,
+)
 from stc_stream.session.processor import SessionProcessor
 from stc_stream.session.results import Fed, SessionStats
 from stc_stream.session.session import StreamingSession
@@ -13,9 +20,11 @@ __all__ = [
     "FullMemory",
     "Memory",
     "MemoryFullError",
+    "RecentMemory",
     "SessionCache",
     "SessionProcessor",
     "SessionStats",
     "StreamingSession",
+    "WindowMemory",
     "compressed",
 ]

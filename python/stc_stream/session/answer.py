@@ -36,17 +36,19 @@ class Answer:
         cache: a fork of the stream's.
         inputs: the question as the LLM takes it, [n, D], n ≥ 1.
         position: that of its first token.
+        room: how many tokens the model's context has room for, the question's among them.
 
     Attributes:
         logits: of the next token, float32 [vocabulary].
     """
 
     def __init__(
-        self, model: VideoModel, cache: SessionCache, inputs: Tensor, position: int
+        self, model: VideoModel, cache: SessionCache, inputs: Tensor, position: int, room: int
     ) -> None:
         self._model = model
         self._cache = cache
         self._position = position
+        self._end = position + room
         self.logits = self._run(inputs)
 
     def add(self, token: int) -> None:
@@ -57,18 +59,18 @@ class Answer:
     @property
     def room(self) -> int:
         """How many tokens may follow, for the model's context."""
-        return self._model.context - self._position
+        return self._end - self._position
 
     def score(self, tokens: list[int]) -> Tensor:
         """Return the log-probability of these tokens as what follows, a float32 scalar."""
         total = self.logits.log_softmax(-1)[tokens[0]]
         if len(tokens) > 1:
-            first, held = self._position, self._cache.get_seq_length()
+            first, saved = self._position, self._cache.save()
             with torch.no_grad():
                 hidden = self._advance(self._model.embed(tokens[:-1]))
                 logits = self._model.logits(hidden)
             self._position = first
-            self._cache.roll_back(held)
+            self._cache.restore(saved)
             rest = torch.tensor(tokens[1:], device=logits.device)[:, None]
             total = total + logits.log_softmax(-1).gather(1, rest).sum()
         return total

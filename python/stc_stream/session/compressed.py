@@ -18,8 +18,9 @@ from stc_stream.cacher import CacherConfig
 from stc_stream.cacher.part import TowerPart
 from stc_stream.pruner import PrunerConfig
 from stc_stream.session import checks
+from stc_stream.session.memory import KeptFrame
 from stc_stream.session.models import VideoModel, read_model
-from stc_stream.session.pruning import KeptFrame, SessionPruner
+from stc_stream.session.pruning import SessionPruner
 from stc_stream.session.tower import FRAMES_AT_ONCE, TowerLease
 
 

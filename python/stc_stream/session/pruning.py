@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,14 +10,7 @@ from torch import Tensor
 
 from stc_stream.pruner import PrunerConfig, TokenPruner
 from stc_stream.session import checks
-
-
-@dataclass(frozen=True, eq=False)
-class KeptFrame:
-    """What is kept of a frame: tokens [k, D], and their places in it, int64 [k]."""
-
-    tokens: Tensor
-    index: Tensor
+from stc_stream.session.memory import KeptFrame
 
 
 class SessionPruner:

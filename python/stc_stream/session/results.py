@@ -34,9 +34,10 @@ class SessionStats:
         frames: frames fed.
         tokens_seen: tokens that the projector made of them.
         tokens_held: tokens in the LLM's memory, those of the prompt before the video included.
-        bytes_device, bytes_host: of the keys and values held, on the model's device and in host
-            memory.
-        bytes_reserved: allocated for keys and values, used or not.
+        bytes_device, bytes_host: of what is held, keys and values or frames' tokens, on the model's
+            device and in host memory.
+        bytes_reserved: allocated for that, used or not.
+        frames_forgotten: frames fed of which the memory holds nothing any more.
     """
 
     frames: int
@@ -45,3 +46,4 @@ class SessionStats:
     bytes_device: int
     bytes_host: int
     bytes_reserved: int
+    frames_forgotten: int = 0

@@ -16,12 +16,12 @@ from stc_stream.cacher.part import TowerPart
 from stc_stream.pruner import PrunerConfig
 from stc_stream.session import checks
 from stc_stream.session.answer import Answer, Choose, Text, chosen, most_likely
-from stc_stream.session.memory import FullMemory, Memory, MemoryFullError
+from stc_stream.session.memory import FullMemory, Memory, MemoryFullError, Positions
 from stc_stream.session.models import read_model
 from stc_stream.session.processor import SessionProcessor
 from stc_stream.session.pruning import SessionPruner
 from stc_stream.session.results import Fed, SessionStats
-from stc_stream.session.stream import Positions, Settings, Stream
+from stc_stream.session.stream import Settings, Stream
 
 
 class StreamingSession:
@@ -91,10 +91,11 @@ class StreamingSession:
             return SessionStats(
                 progress.frames,
                 progress.tokens_seen,
-                cache.get_seq_length(),
+                cache.tokens_held,
                 cache.bytes_device,
                 cache.bytes_host,
                 cache.bytes_reserved,
+                cache.frames_forgotten,
             )
 
     def feed(self, frames: Any, timestamps: Sequence[float] | None = None) -> Fed:

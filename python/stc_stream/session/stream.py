@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,14 +14,20 @@ from stc_stream.cacher import CacherConfig
 from stc_stream.cacher.part import TowerPart
 from stc_stream.session import checks
 from stc_stream.session.answer import Answer
-from stc_stream.session.memory import Memory, MemoryFullError, SessionCache
+from stc_stream.session.memory import (
+    KeptFrame,
+    Memory,
+    MemoryFullError,
+    Positions,
+    SessionCache,
+    StreamLayout,
+    StreamMemory,
+)
 from stc_stream.session.models import VideoModel
 from stc_stream.session.processor import SessionProcessor
-from stc_stream.session.pruning import KeptFrame, SessionPruner
+from stc_stream.session.pruning import SessionPruner
 from stc_stream.session.results import Fed
 from stc_stream.session.tower import FRAMES_AT_ONCE, TowerLease
-
-Positions = Literal["kept", "contiguous"]
 
 PREFILL_AT_ONCE = 4096
 """Tokens that go through the LLM together, so that its attention mask stays small."""
@@ -45,9 +50,10 @@ class Settings:
     positions: Positions
     before: list[int]
 
-    def open(self) -> SessionCache:
+    def open(self) -> StreamMemory:
         """Return an empty memory."""
-        return self.memory.open(self.model.model.config.get_text_config())
+        layout = StreamLayout(self.positions, len(self.before), self.model.tokens_per_frame)
+        return self.memory.open(self.model.model.config.get_text_config(), layout)
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,8 @@ class Stream:
 
     Attributes:
         progress: how far it is.
-        cache: its keys and values.
+        cache: what is remembered of it.
+        retrieved: for each layer, the numbers of the frames that the last question brought back.
     """
 
     def __init__(self, settings: Settings, pruner: SessionPruner) -> None:
@@ -73,6 +80,7 @@ class Stream:
         self._pruner = pruner
         self._shares = False
         self.progress = Progress()
+        self.retrieved: tuple[tuple[int, ...], ...] = ()
         self.cache = settings.open()
         self._tower = TowerLease(settings.model, settings.cacher)
 
@@ -86,7 +94,7 @@ class Stream:
         last = checks.check_timestamps(timestamps, len(frames), progress.timestamp)
         count = len(frames) * model.tokens_per_frame
         if self._settings.positions == "kept":
-            self._check_positions(len(self._before) + count)
+            self._check_positions([len(self._before), *[model.tokens_per_frame] * len(frames)])
         # Before the tower, if possible: what has no room then costs nothing.
         budget = self._pruner.budget(model.tokens_per_frame)
         expected = None if budget is None else [budget] * len(frames)
@@ -101,7 +109,7 @@ class Stream:
             counts = [len(frame.index) for frame in kept]
             if counts != expected:
                 self._reserve(counts)
-            position = self._prefill(kept)
+            position = self.cache.take(kept, progress.position, self._prefill)
             clock.lap("prefill")
             self.progress = Progress(
                 progress.frames + len(frames), progress.tokens_seen + count, position, last
@@ -119,8 +127,12 @@ class Stream:
             inputs = model.embed(prompt.after if watched else prompt.before)
             if watched:
                 inputs = torch.cat([model.after_video(), inputs])
-            self._check_positions(len(inputs))
-            return Answer(model, self.cache.borrow(), inputs, self.progress.position)
+            ready = self.cache.answering(self.progress.position, self._prefill)
+            self._check_context(ready.taken, len(inputs))
+            room = model.context - ready.taken
+            answer = Answer(model, ready.cache, inputs, ready.position, room)
+            self.retrieved = ready.cache.retrieved
+            return answer
 
     def fork(self) -> Stream:
         """Return a stream that starts with what this one holds."""
@@ -135,7 +147,7 @@ class Stream:
         self._tower.restart()
         self._pruner.reset()
         self.cache = self._settings.open()
-        self.progress, self._shares = Progress(), False
+        self.progress, self.retrieved, self._shares = Progress(), (), False
 
     def release(self) -> None:
         """Give the tower back."""
@@ -148,16 +160,22 @@ class Stream:
 
     def _reserve(self, counts: list[int]) -> None:
         """Refuse frames that keep these numbers of tokens, if they don't fit."""
+        blocks = [len(self._before), *counts]
         if self._settings.positions == "contiguous":
-            self._check_positions(len(self._before) + sum(counts))
-        self.cache.reserve([len(self._before), *counts])
+            self._check_positions(blocks)
+        self.cache.reserve(blocks)
 
-    def _check_positions(self, count: int) -> None:
-        position, context = self.progress.position, self._settings.model.context
-        if position + count > context:
+    def _check_positions(self, counts: list[int]) -> None:
+        """Refuse blocks that take these numbers of positions, if the context has no room."""
+        after, count = self.cache.span(self.progress.position, counts), sum(counts)
+        self._check_context(max(after - count, 0), min(after, count))
+
+    def _check_context(self, taken: int, more: int) -> None:
+        context = self._settings.model.context
+        if taken + more > context:
             raise MemoryFullError(
-                f"the model's context has {context} positions, of which {position} are taken and "
-                f"{count} more are needed: nothing was lost. Reset the session, or keep fewer "
+                f"the model's context has {context} positions, of which {taken} are taken and "
+                f"{more} more are needed: nothing was lost. Reset the session, or keep fewer "
                 "tokens with positions='contiguous'"
             )
 
@@ -165,13 +183,13 @@ class Stream:
     def _all_or_nothing(self) -> Iterator[None]:
         """Undo what was done to the stream if it is not finished."""
         progress, pruner = self.progress, self._pruner.copy()
-        held = self.cache.get_seq_length()
+        saved = self.cache.save()
         try:
             yield
         except BaseException:
             self.progress, self._pruner = progress, pruner
             self._tower.restart()
-            self.cache.roll_back(held)
+            self.cache.restore(saved)
             raise
 
     def _keep(self, frames: Tensor, clock: _Clock) -> list[KeptFrame]:
@@ -197,17 +215,34 @@ class Stream:
             clock.lap("prune")
         return kept
 
-    def _prefill(self, kept: list[KeptFrame]) -> int:
-        """Write kept tokens into the memory; return the position after them."""
-        settings, model, position = self._settings, self._settings.model, self.progress.position
-        inputs = [model.embed(self._before)]
-        places = [model.text_positions(position, len(self._before))]
-        position += len(self._before)
-        for frame in kept:
-            count = len(frame.index)
-            inputs.append(frame.tokens.to(inputs[0]))
+    def _prefill(self, frames: Sequence[KeptFrame], position: int, cache: SessionCache) -> int:
+        """Write kept tokens into a cache; return the position after them."""
+        blocks: list[KeptFrame | Tensor] = list(frames)
+        if position == 0:
+            blocks.insert(0, self._settings.model.embed(self._settings.before))
+        while blocks:
+            counts = [len(block if isinstance(block, Tensor) else block.index) for block in blocks]
+            together, position = cache.make_room(counts, position)
+            position = self._write(blocks[:together], position, cache)
+            del blocks[:together]
+        return position
+
+    def _write(
+        self, blocks: Sequence[KeptFrame | Tensor], position: int, cache: SessionCache
+    ) -> int:
+        """Write text and kept tokens that go through the LLM at once."""
+        settings, model = self._settings, self._settings.model
+        inputs, places = [], []
+        for block in blocks:
+            if isinstance(block, Tensor):
+                inputs.append(block)
+                places.append(model.text_positions(position, len(block)))
+                position += len(block)
+                continue
+            count = len(block.index)
+            inputs.append(block.tokens.to(model.embedding.weight))
             if settings.positions == "kept":
-                places.append(model.frame_positions(position, frame.index))
+                places.append(model.frame_positions(position, block.index))
                 position += model.tokens_per_frame
             else:
                 places.append(model.text_positions(position, count))
@@ -219,7 +254,7 @@ class Stream:
         ):
             # A rule of one's own may keep nothing of a frame.
             if len(part):
-                model.run(part, where, self.cache)
+                model.run(part, where, cache)
         return position
 
 

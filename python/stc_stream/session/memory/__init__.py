@@ -3,6 +3,29 @@
 from __future__ import annotations
 
 from stc_stream.session.memory.full import FullCache, FullMemory
-from stc_stream.session.memory.policy import Memory, MemoryFullError, SessionCache
+from stc_stream.session.memory.policy import (
+    KeptFrame,
+    Memory,
+    MemoryFullError,
+    Positions,
+    SessionCache,
+    StreamLayout,
+    StreamMemory,
+)
+from stc_stream.session.memory.recent import RecentMemory
+from stc_stream.session.memory.window import WindowCache, WindowMemory
 
-__all__ = ["FullCache", "FullMemory", "Memory", "MemoryFullError", "SessionCache"]
+__all__ = [
+    "FullCache",
+    "FullMemory",
+    "KeptFrame",
+    "Memory",
+    "MemoryFullError",
+    "Positions",
+    "RecentMemory",
+    "SessionCache",
+    "StreamLayout",
+    "StreamMemory",
+    "WindowCache",
+    "WindowMemory",
+]

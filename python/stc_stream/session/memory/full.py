@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from stc_stream.session.memory.layer import PreallocatedLayer, full
-from stc_stream.session.memory.policy import SessionCache
+from stc_stream.session.memory.layered import LayeredCache
+from stc_stream.session.memory.policy import StreamLayout, check_at_least
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,15 @@ class FullMemory:
     tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.tokens is None:
-            return
-        if isinstance(self.tokens, bool) or not isinstance(self.tokens, int):
-            raise TypeError(f"tokens must be an int, but is {self.tokens!r}")
-        if self.tokens < 1:
-            raise ValueError(f"tokens must be at least 1, but is {self.tokens}")
+        if self.tokens is not None:
+            check_at_least("tokens", self.tokens, 1)
 
-    def open(self, config: Any) -> FullCache:
+    def open(self, config: Any, layout: StreamLayout | None = None) -> FullCache:
         """Return an empty cache, which transformers' `generate` takes as `past_key_values`.
 
         Args:
             config: of the LLM, `model.config.get_text_config()`.
+            layout: no matter here.
         """
         context = config.max_position_embeddings
         if self.tokens is not None and self.tokens > context:
@@ -53,22 +51,14 @@ class FullMemory:
         )
 
 
-class FullCache(SessionCache):
+class FullCache(LayeredCache):
     """The cache of a `FullMemory`."""
-
-    def __init__(self, layers: list[PreallocatedLayer]) -> None:
-        super().__init__(layers=[*layers])
 
     def reserve(self, blocks: Sequence[int]) -> None:
         """Check that all of it fits."""
         held, capacity = self.get_seq_length(), self._own[0].capacity
         if held + sum(blocks) > capacity:
             raise full(held, sum(blocks), capacity)
-
-    def roll_back(self, held: int) -> None:
-        """Leave the first `held` tokens."""
-        for layer in self._own:
-            layer.crop(min(held - layer.get_seq_length(), 0))
 
     def fork(self) -> FullCache:
         """Return a cache that starts with what this one holds, and copies no keys."""
@@ -77,27 +67,3 @@ class FullCache(SessionCache):
     def borrow(self) -> FullCache:
         """Return a fork that writes behind the stream's tokens as long as nobody else does."""
         return FullCache([layer.fork(may_borrow=True) for layer in self._own])
-
-    def own(self) -> None:
-        """Copy what a fork shares into memory of its own, once."""
-        for layer in self._own:
-            layer.own()
-
-    @property
-    def bytes_device(self) -> int:
-        """Bytes of the keys and values held."""
-        return sum(layer.bytes_held for layer in self._own)
-
-    @property
-    def bytes_host(self) -> int:
-        """None lie in host memory (0)."""
-        return 0
-
-    @property
-    def bytes_reserved(self) -> int:
-        """Bytes allocated, used or not."""
-        return sum(layer.bytes_reserved for layer in self._own)
-
-    @property
-    def _own(self) -> list[PreallocatedLayer]:
-        return cast("list[PreallocatedLayer]", self.layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from typing import Any
 
@@ -18,8 +19,9 @@ class Store:
     Attributes:
         keys, values: the first `owned` rows are the stream's, in order; a borrower may have written
             behind them.
-        owned: rows of the stream.
+        owned: the row behind the stream's last.
         shared: how many rows some fork has seen: they are never written again.
+        forks: the layers, alive, of forks that see rows of it.
         borrower: the layer of a fork that has written behind them, while it lives.
     """
 
@@ -30,6 +32,7 @@ class Store:
             self.values = values.new_empty((*values.shape[:2], capacity, values.shape[3]))
         self.owned = 0
         self.shared = 0
+        self.forks: weakref.WeakSet[PreallocatedLayer] = weakref.WeakSet()
         self.borrower: weakref.ref[PreallocatedLayer] | None = None
 
     @property
@@ -61,18 +64,22 @@ class Store:
 class PreallocatedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """A layer of a stream, which owns its store, or of a fork, which shares one.
 
-    A fork sees the first rows of the stream's store, which never change, and behind them its own:
-    in the store, where it may and nobody else has written; else in a tensor of its own, which is
-    joined to the shared rows for each call, as `DynamicLayer` joins all of its rows.
+    A stream sees consecutive rows of its store. A fork sees the same ones, which do not change
+    while it lives, and behind them its own: in the store, where it may and nobody else has written;
+    else in a tensor of its own, which is joined to the shared rows for each call, as `DynamicLayer`
+    joins all of its rows.
     """
 
     is_sliding = False
     is_croppable = True
+    spare = 0
+    """Rows behind the capacity that are allocated for answers."""
 
     def __init__(self, capacity: int) -> None:
         # Not the base class's: keys and values are views here, made when they are asked for.
         self.capacity = capacity
         self._store: Store | None = None
+        self._first = 0
         self._seen = 0
         self._owner = True
         self._may_borrow = False
@@ -105,11 +112,17 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return None if self._store is None else self._store.keys.device
 
     @property
+    def rows_held(self) -> int:
+        """How many rows a call sees, beside its own."""
+        tail = 0 if self._tail is None else self._tail[0].shape[2]
+        return self._seen + self._borrowed + tail
+
+    @property
     def bytes_held(self) -> int:
         """Bytes of all rows seen, shared ones included."""
         if self._store is None:
             return 0
-        return self._store.bytes // self._store.keys.shape[2] * self.get_seq_length()
+        return self._store.bytes // self._store.keys.shape[2] * self.rows_held
 
     @property
     def bytes_reserved(self) -> int:
@@ -119,7 +132,8 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the store for keys and values of these shapes."""
-        self._store = Store(key_states, value_states, self.capacity)
+        rows = self.capacity + self.spare if self._owner else 0
+        self._store = Store(key_states, value_states, rows)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -135,18 +149,18 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         assert self._store is not None
         new = key_states.shape[2]
         if self._owner:
-            if self._seen + new > self.capacity:
+            if self._end + new > self.capacity:
                 raise full(self._seen, new, self.capacity)
-            if self._seen < self._store.shared:
+            if self._end < self._store.shared:
                 # Cropped to less than a fork sees.
                 self._replace(*self._rows())
             self._store.take_back()
-            self._store.write(self._seen, key_states, value_states)
+            self._store.write(self._end, key_states, value_states)
             self._seen += new
-            self._store.owned = self._seen
+            self._store.owned = self._end
         elif self._fits_in_place(new):
             self._store.borrower = weakref.ref(self)
-            self._store.write(self.get_seq_length(), key_states, value_states)
+            self._store.write(self._end + self._borrowed, key_states, value_states)
             self._borrowed += new
         else:
             self.move_out()
@@ -167,8 +181,7 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def get_seq_length(self, *args: Any) -> int:
         """Return how many rows there are."""
-        tail = 0 if self._tail is None else self._tail[0].shape[2]
-        return self._seen + self._borrowed + tail
+        return self.rows_held
 
     def get_max_length(self) -> int:
         """Return how many rows fit."""
@@ -180,18 +193,27 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def fork(self, may_borrow: bool) -> PreallocatedLayer:
         """Return a layer that sees the same rows, without a copy of shared ones."""
-        other = PreallocatedLayer(self.capacity)
+        other = copy.copy(self)
         if self._store is None:
             return other
-        other._store, other._seen, other._owner = self._store, self._seen, False
+        other._owner, other._borrowed = False, 0
         other._may_borrow = may_borrow and self._owner
-        self._store.shared = max(self._store.shared, self._seen)
+        self._store.forks.add(other)
+        self._store.shared = max(self._store.shared, self._end)
         if self._borrowed:
-            rows = self._store.rows(self._seen, self._seen + self._borrowed)
+            rows = self._store.rows(self._end, self._end + self._borrowed)
             other._tail = rows[0].clone(), rows[1].clone()
-        else:
-            other._tail = self._tail
         return other
+
+    def save(self) -> Any:
+        """Return what `restore` takes back to now."""
+        return dict(vars(self))
+
+    def restore(self, saved: Any) -> None:
+        """Undo what was written since."""
+        vars(self).update(saved)
+        if self._owner and self._store is not None:
+            self._store.owned = self._end
 
     def own(self) -> None:
         """Copy all rows into a store of its own, if it has none.
@@ -199,9 +221,10 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         Raises:
             MemoryFullError: a fork has gone beyond what a stream can hold.
         """
-        if self._owner:
+        if self._owner or self._store is None:
+            self._owner = True
             return
-        held = self.get_seq_length()
+        held = self.rows_held
         if held > self.capacity:
             raise full(self._seen, held - self._seen, self.capacity)
         self._replace(*self._rows())
@@ -210,14 +233,13 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Move a fork's own rows out of the stream's store."""
         if self._tail is None:
             assert self._store is not None
-            first = self._seen
-            keys, values = self._store.rows(first, first + self._borrowed)
+            keys, values = self._store.rows(self._end, self._end + self._borrowed)
             # Both in one step: an interrupt between them would count the rows twice.
             vars(self).update(_tail=(keys.clone(), values.clone()), _borrowed=0)
 
     def crop(self, count: int) -> None:
         """Remove the last -count rows; up to transformers 5.15, leave `count` rows if positive."""
-        length = self.get_seq_length()
+        length = self.rows_held
         left = length + count if count <= 0 else min(count, length)
         if self._tail is not None:
             own = max(left - self._seen, 0)
@@ -226,7 +248,7 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             self._borrowed = min(self._borrowed, max(left - self._seen, 0))
         self._seen = min(self._seen, left)
         if self._owner and self._store is not None:
-            self._store.owned = self._seen
+            self._store.owned = self._end
 
     def reset(self) -> None:
         """Forget all rows; forks keep theirs."""
@@ -245,20 +267,25 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Keep these rows of the batch alone."""
         self._take(indices)
 
+    @property
+    def _end(self) -> int:
+        """The row of the store behind the stream's last."""
+        return self._first + self._seen
+
     def _fits_in_place(self, new: int) -> bool:
         """Whether a fork may write `new` rows behind the stream's."""
         assert self._store is not None
         return (
             self._may_borrow
             and self._tail is None
-            and self._store.owned == self._seen
+            and self._store.owned == self._end
             and self._store.lent_to() in (None, self)
-            and self._seen + self._borrowed + new <= self.capacity
+            and self._end + self._borrowed + new <= self._store.keys.shape[2]
         )
 
     def _rows(self) -> tuple[Tensor, Tensor]:
         assert self._store is not None
-        keys, values = self._store.rows(0, self._seen + self._borrowed)
+        keys, values = self._store.rows(self._first, self._end + self._borrowed)
         if self._tail is None:
             return keys, values
         return torch.cat([keys, self._tail[0]], dim=2), torch.cat([values, self._tail[1]], dim=2)
@@ -272,13 +299,19 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def _replace(self, keys: Tensor, values: Tensor) -> None:
         """Own a new store with these rows."""
         # A fork may have gone beyond the capacity.
-        store = Store(keys, values, max(self.capacity, keys.shape[2]))
+        store = Store(keys, values, max(self.capacity + self.spare, keys.shape[2]))
         store.write(0, keys, values)
-        store.owned = keys.shape[2]
-        new = PreallocatedLayer(self.capacity)
-        new._store, new._seen = store, keys.shape[2]
+        self._move(store, keys.shape[2])
+
+    def _move(self, store: Store, rows: int, **more: Any) -> None:
+        """Own a new store, of which the first rows are filled."""
+        store.owned = rows
+        old = self._store
+        state = {"_store": store, "_first": 0, "_seen": rows, "_owner": True, **more}
         # In one step: an interrupt leaves the old rows or the new ones.
-        vars(self).update(vars(new))
+        vars(self).update(state, _may_borrow=False, _borrowed=0, _tail=None)
+        if old is not None:
+            old.forks.discard(self)
 
 
 def full(held: int, new: int, capacity: int) -> MemoryFullError:

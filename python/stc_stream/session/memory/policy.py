@@ -3,48 +3,113 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
+from torch import Tensor
 from transformers import Cache
+
+Positions = Literal["kept", "contiguous"]
 
 
 class MemoryFullError(RuntimeError):
     """What would be written does not fit; nothing has been written, nothing is lost."""
 
 
-class SessionCache(Cache, ABC):
-    """The keys and values of one stream: a cache as transformers knows it, and what streams need.
+@dataclass(frozen=True, eq=False)
+class KeptFrame:
+    """What is kept of a frame: tokens [k, D], and their places in it, int64 [k]."""
 
-    A stream's tokens are appended frame by frame. `fork` and `borrow` see what it holds now,
-    without a copy, and go their own way from there: what they or the stream write later, the
-    others do not see.
+    tokens: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class StreamLayout:
+    """What is known of a stream before its first frame.
+
+    Attributes:
+        positions: "kept" or "contiguous", as the session has it.
+        before: tokens of text before the first frame, which are a stream's first block.
+        tokens_per_frame: what the model makes of a frame, before any are dropped.
     """
+
+    positions: Positions = "kept"
+    before: int = 0
+    tokens_per_frame: int = 0
+
+
+Prefill = Callable[[Sequence[KeptFrame], int, "SessionCache"], int]
+"""Writes frames into a cache, from a position on; returns the position after them.
+
+From position 0 on the text before a video comes first.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """What an answer starts with.
+
+    Attributes:
+        cache: takes the question, and what follows.
+        position: of the question's first token.
+        taken: positions of the model's context that are taken before it.
+    """
+
+    cache: SessionCache
+    position: int
+    taken: int
+
+
+class StreamMemory(ABC):
+    """What is remembered of one stream."""
 
     @abstractmethod
     def reserve(self, blocks: Sequence[int]) -> None:
-        """Say what comes next, a frame's tokens each, before it is written.
+        """Say what comes next, a block's tokens each, before it is written.
+
+        Args:
+            blocks: tokens of text before the next frame, then those of each frame.
 
         Raises:
             MemoryFullError: it does not fit.
         """
 
     @abstractmethod
-    def roll_back(self, held: int) -> None:
-        """Undo what was written since `held` tokens were held, whichever layers have it."""
+    def span(self, position: int, counts: Sequence[int]) -> int:
+        """Return how many of the context's positions are taken once blocks are written.
 
-    @abstractmethod
-    def fork(self) -> SessionCache:
-        """Return a cache that starts with what this one holds; safe beside it in any thread."""
-
-    @abstractmethod
-    def borrow(self) -> SessionCache:
-        """Return a fork for an answer, which may write into room that the stream has not used yet.
-
-        The stream takes the room back when it needs it, and the fork moves its own tokens out. So
-        no two of a stream and its borrowers may be in a forward at once: whoever calls this sees
-        to that.
+        Args:
+            position: of the next token.
+            counts: the positions that each block takes, as in `reserve`.
         """
+
+    @abstractmethod
+    def take(self, frames: Sequence[KeptFrame], position: int, prefill: Prefill) -> int:
+        """Remember frames that come at a position; return the position after them."""
+
+    @abstractmethod
+    def answering(self, position: int, prefill: Prefill) -> Ready:
+        """Return what an answer starts with, which sees all that is remembered now.
+
+        It may write into room that the stream has not used yet, and moves its own tokens out when
+        the stream needs that room. So no two of a stream and its answers may be in a forward at
+        once: whoever calls this sees to that.
+        """
+
+    @abstractmethod
+    def save(self) -> Any:
+        """Return what `restore` takes back to now, while nobody else writes. It copies no keys."""
+
+    @abstractmethod
+    def restore(self, saved: Any) -> None:
+        """Undo what was written since, whichever layers have it."""
+
+    @abstractmethod
+    def fork(self) -> StreamMemory:
+        """Return a memory that starts with what this one holds; safe beside it in any thread."""
 
     @abstractmethod
     def own(self) -> None:
@@ -56,26 +121,98 @@ class SessionCache(Cache, ABC):
 
     @property
     @abstractmethod
+    def tokens_held(self) -> int:
+        """Tokens held, those of text before the first frame included."""
+
+    @property
+    @abstractmethod
     def bytes_device(self) -> int:
-        """Bytes of the keys and values held, on the model's device."""
+        """Bytes held on the model's device: keys and values, or frames' tokens."""
 
     @property
     @abstractmethod
     def bytes_host(self) -> int:
-        """Bytes of the keys and values held that lie in host memory instead."""
+        """Bytes held that lie in host memory instead."""
 
     @property
     @abstractmethod
     def bytes_reserved(self) -> int:
-        """Bytes allocated for keys and values, used or not."""
+        """Bytes allocated, used or not."""
+
+    @property
+    def frames_forgotten(self) -> int:
+        """Frames of which nothing is held any more."""
+        return 0
+
+
+class SessionCache(Cache, StreamMemory):
+    """The keys and values of one stream: a cache as transformers knows it, and what streams need.
+
+    A stream's tokens are appended frame by frame. `fork` and `borrow` see what it holds now,
+    without a copy, and go their own way from there: what they or the stream write later, the
+    others do not see.
+    """
+
+    @abstractmethod
+    def borrow(self) -> SessionCache:
+        """Return a fork for an answer, as `answering` has it."""
+
+    def take(self, frames: Sequence[KeptFrame], position: int, prefill: Prefill) -> int:
+        """Write frames."""
+        return prefill(frames, position, self)
+
+    def answering(self, position: int, prefill: Prefill) -> Ready:
+        """Return a fork."""
+        return Ready(self.borrow(), position, self.span(position, ()))
+
+    def span(self, position: int, counts: Sequence[int]) -> int:
+        """Return the position after them: nothing that had one gives it back."""
+        return position + sum(counts)
+
+    def make_room(self, blocks: Sequence[int], position: int) -> tuple[int, int]:
+        """Make room for the next blocks, of which the first comes at a position.
+
+        Returns:
+            how many of the blocks may go through the LLM at once, at least one; and the position
+            at which they come now.
+        """
+        return len(blocks), position
+
+    def running(self, llm: Any, positions: Tensor) -> AbstractContextManager[None]:
+        """Return a context in which the LLM runs with this cache on what comes next.
+
+        Args:
+            llm: transformers' model without its head.
+            positions: int64 [axes, n].
+        """
+        return nullcontext()
+
+    @property
+    def retrieved(self) -> tuple[tuple[int, ...], ...]:
+        """For each layer the numbers of the frames that were brought back for this answer."""
+        return ()
+
+    @property
+    def tokens_held(self) -> int:
+        """Tokens whose keys are held."""
+        return int(self.get_seq_length())
 
 
 class Memory(Protocol):
     """A memory policy: what the LLM remembers of a stream."""
 
-    def open(self, config: Any) -> SessionCache:
-        """Return an empty cache.
+    def open(self, config: Any, layout: StreamLayout = ...) -> StreamMemory:
+        """Return an empty memory.
 
         Args:
             config: of the LLM, `model.config.get_text_config()`.
+            layout: what is known of the stream.
         """
+
+
+def check_at_least(name: str, value: Any, least: int) -> None:
+    """Refuse a setting that is no int, or too small."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, but is {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, but is {value}")

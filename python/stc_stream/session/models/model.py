@@ -99,12 +99,13 @@ class VideoModel(ABC):
             positions: int64, [axes, n].
         """
         # Without a cache, gaps between positions would be taken for another sequence.
-        output = self.llm(
-            inputs_embeds=inputs[None],
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
+        with cache.running(self.llm, positions):
+            output = self.llm(
+                inputs_embeds=inputs[None],
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 

@@ -1,0 +1,346 @@
+"""The window memory: a stream's first tokens, and its last ones."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stc_stream.session.memory.layer import PreallocatedLayer, Store
+from stc_stream.session.memory.layered import LayeredCache
+from stc_stream.session.memory.policy import MemoryFullError, StreamLayout, check_at_least
+from stc_stream.session.memory.rotary import Rotary
+
+
+@dataclass(frozen=True)
+class WindowMemory:
+    """Remembers a stream's first tokens (attention sinks) and its last ones.
+
+    Before a frame is written, as many of the oldest tokens behind the sinks go as have no room in
+    the window with it; so a token of the frame sees the sinks, the tokens left, and those of its
+    frame up to itself. A question is put behind all that is held, and evicts nothing.
+
+    With `positions="kept"` tokens keep their positions, which grow: at the end of the model's
+    context `feed` raises `MemoryFullError` before it writes anything. With "contiguous" the tokens
+    held are numbered from 0 again after each eviction: a stream has no end.
+
+    Attributes:
+        sink_tokens: first tokens of the stream that stay, the prompt's beginning among them.
+        window_tokens: last tokens that are held beside them, at least those of a frame; None: a
+            half of the model's context.
+
+    Raises:
+        TypeError: a setting is not an int; when a cache is opened for contiguous positions, a model
+            whose positions have several axes.
+        ValueError: `sink_tokens` below 0, `window_tokens` below 1; when a cache is opened, more
+            than the model's context, or rotary positions that keys can't be moved in exactly.
+
+    Source: StreamingLLM, arXiv 2309.17453.
+    """
+
+    sink_tokens: int = 64
+    window_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least("sink_tokens", self.sink_tokens, 0)
+        if self.window_tokens is not None:
+            check_at_least("window_tokens", self.window_tokens, 1)
+
+    def open(self, config: Any, layout: StreamLayout | None = None) -> WindowCache:
+        """Return an empty cache, which transformers' `generate` takes as `past_key_values`.
+
+        There each call is a frame: give a prompt longer than the window in parts.
+
+        Args:
+            config: of the LLM, `model.config.get_text_config()`.
+            layout: of the stream; None: positions are kept.
+        """
+        layout = layout or StreamLayout()
+        context = config.max_position_embeddings
+        window = context // 2 if self.window_tokens is None else self.window_tokens
+        if self.sink_tokens + window > context:
+            raise ValueError(
+                f"sink_tokens and window_tokens must be at most {context} together, the model's "
+                f"context, but are {self.sink_tokens} and {window}"
+            )
+        moved = layout.positions == "contiguous"
+        rotary = Rotary.of(config, "WindowMemory with positions='contiguous'") if moved else None
+        layers = config.num_hidden_layers
+        return WindowCache(
+            [WindowLayer(self.sink_tokens, window, rotary) for _ in range(layers)],
+            Ends(layout.before, self.sink_tokens),
+        )
+
+
+class WindowLayer(PreallocatedLayer):  # type: ignore[no-untyped-call]
+    """A layer that holds sinks and a window, which lie in its store one behind the other.
+
+    Evicting moves the sinks forward, into rows of what is evicted. When the store's end is reached
+    all rows move to the beginning of another one; also when a fork still sees the rows.
+
+    Args:
+        sink, window: in tokens.
+        rotary: None: tokens keep their positions. Otherwise a row's position is `_shift`, that of
+            the first row, and its place.
+    """
+
+    spare = 512
+
+    def __init__(self, sink: int, window: int, rotary: Rotary | None) -> None:
+        # With a quarter more, each row is moved four times before it is evicted.
+        super().__init__(sink + window + max(window // 4, 1))
+        self.sink, self.window, self.rotary = sink, window, rotary
+        self._evicted = 0
+        self._shift = 0
+        self._sinks: tuple[Tensor, Tensor] | None = None
+        self._undo: weakref.ref[Undo] | None = None
+
+    @property
+    def evicted(self) -> int:
+        """Tokens behind the sinks that have gone."""
+        return self._evicted
+
+    @property
+    def next_position(self) -> int:
+        """The next token's position, where rows are numbered again."""
+        return self._shift + self.rows_held
+
+    def get_seq_length(self, *args: Any) -> int:
+        """Return how many tokens came, those that have gone included."""
+        return self._evicted + self.rows_held
+
+    def get_max_length(self) -> int:
+        """Return -1: there is always room."""
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        """Return -1: there is always room."""
+        return -1
+
+    def get_mask_sizes(self, query_length: Any) -> tuple[int, int]:
+        """Return how many keys a call will have, and the first one's number."""
+        new = query_length.shape[0] if isinstance(query_length, Tensor) else int(query_length)
+        left = self.rows_held - (self._excess(new) if self._owner else 0)
+        return left + new, self.get_seq_length() - left
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Evict what has to go, append rows, and return all.
+
+        Raises:
+            MemoryFullError: the rows of a stream are more than the window; nothing was written.
+        """
+        if self._owner:
+            self.evict(key_states.shape[2])
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def evict(self, new: int) -> None:
+        """Make room for `new` rows of a stream."""
+        store, excess = self._store, self._excess(new)
+        if excess > max(self._seen - self.sink, 0):
+            raise too_long(new, self.window)
+        if store is None:
+            return
+        ends = max(self._end, self._shift + self._seen) + new > self.capacity
+        if not (ends or excess):
+            return
+        if self._sinks is None:
+            keys, values = store.rows(self._first, self._first + self.sink)
+            self._sinks = keys.clone(), values.clone()
+        if ends or len(store.forks):
+            self._start_over(store, excess)
+        else:
+            self._move_sinks(store, excess)
+
+    def fork(self, may_borrow: bool) -> WindowLayer:
+        """Return a layer that sees the same rows, and evicts none until it is a stream."""
+        other = super().fork(may_borrow)
+        assert isinstance(other, WindowLayer)
+        other._owner = False
+        return other
+
+    def sinks(self) -> tuple[Tensor, Tensor]:
+        """Return the sinks' keys and values at their first positions, [B, H, at most sink, D]."""
+        if self._sinks is not None:
+            return self._sinks
+        keys, values = self._rows()
+        return keys[:, :, : self.sink], values[:, :, : self.sink]
+
+    def save(self) -> Any:
+        """Return what `restore` takes back to now."""
+        undo = Undo()
+        self._undo = weakref.ref(undo)
+        return undo, super().save()
+
+    def restore(self, saved: Any) -> None:
+        """Undo what was written and evicted since."""
+        undo, state = saved
+        for store, first, keys, values in reversed(undo.rows):
+            store.write(first, keys, values)
+        super().restore(state)
+
+    def reset(self) -> None:
+        """Forget all rows; forks keep theirs."""
+        self.__init__(self.sink, self.window, self.rotary)  # type: ignore[misc]
+
+    def _excess(self, new: int) -> int:
+        return max(self._seen + new - self.sink - self.window, 0)
+
+    def _move_sinks(self, store: Store, excess: int) -> None:
+        """Evict rows in place: the sinks are written over them."""
+        first, shift = self._first + excess, self._shift + excess
+        assert self._sinks is not None
+        undo = None if self._undo is None else self._undo()
+        if undo is not None and self.sink:
+            keys, values = store.rows(first, first + self.sink)
+            undo.rows.append((store, first, keys.clone(), values.clone()))
+        if self.sink:
+            keys, values = self._sinks
+            if self.rotary is not None:
+                keys = self.rotary.turn(keys, torch.tensor([shift]))
+            store.write(first, keys, values)
+        vars(self).update(
+            _first=first,
+            _shift=shift,
+            _seen=self._seen - excess,
+            _evicted=self._evicted + excess,
+        )
+
+    def _start_over(self, store: Store, excess: int) -> None:
+        """Evict rows and move the others to another store, numbered from 0 again."""
+        assert self._sinks is not None
+        keys, values = store.rows(self._first + self.sink + excess, self._end)
+        if self.rotary is not None and self._shift + excess:
+            keys = self.rotary.turn(keys, torch.tensor([self._shift + excess]), back=True)
+        other = Store(keys, values, self.capacity + self.spare)
+        other.write(0, *self._sinks)
+        other.write(self.sink, keys, values)
+        rows = self.sink + keys.shape[2]
+        self._move(other, rows, _shift=0, _evicted=self._evicted + excess)
+
+    def _take(self, indices: Tensor) -> None:
+        if self._sinks is not None:
+            keys, values = self._sinks
+            indices = indices.to(keys.device)
+            self._sinks = keys[indices], values[indices]
+        super()._take(indices)
+
+
+class Undo:
+    """Rows of stores that were written over, with where they were; while somebody may want them."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Store, int, Tensor, Tensor]] = []
+
+
+class Ends:
+    """Where each frame ends that is still held in part.
+
+    Args:
+        before: tokens of text before the first frame.
+        sink: tokens that stay.
+    """
+
+    def __init__(self, before: int, sink: int) -> None:
+        self._sink = sink
+        self._next = 0
+        self._text = before > 0
+        self._ends: tuple[int, ...] = ()
+        self.forgotten = 0
+
+    def add(self, blocks: Sequence[int], evicted: int) -> None:
+        """Count blocks, and those of which no token is left."""
+        for count in blocks:
+            first, self._next = self._next, self._next + count
+            # A frame that keeps one of the sinks is never forgotten.
+            if not self._text and first >= self._sink:
+                self._ends = (*self._ends, self._next)
+            self._text = False
+        gone = sum(end <= self._sink + evicted for end in self._ends)
+        self._ends, self.forgotten = self._ends[gone:], self.forgotten + gone
+
+
+class WindowCache(LayeredCache):
+    """The cache of a `WindowMemory`."""
+
+    def __init__(self, layers: Sequence[WindowLayer], ends: Ends) -> None:
+        super().__init__(layers)
+        self._ends = ends
+
+    def reserve(self, blocks: Sequence[int]) -> None:
+        """Check that each frame has room in the window."""
+        first = self._windows[0]
+        text, longest = blocks[0], max(blocks[1:], default=0)
+        if longest > first.window or text > first.sink + first.window:
+            raise too_long(max(text, longest), first.window)
+
+    def make_room(self, blocks: Sequence[int], position: int) -> tuple[int, int]:
+        """Evict what has no room with the next block; as many go at once as evict nothing."""
+        first = self._windows[0]
+        room = first.sink + first.window - first.rows_held
+        taken = total = 0
+        for count in blocks:
+            if taken and total + count > room:
+                break
+            taken, total = taken + 1, total + count
+        self._ends.add(blocks[:taken], first.evicted + max(total - room, 0))
+        for layer in self._windows:
+            layer.evict(total)
+        return taken, position if first.rotary is None else first.next_position
+
+    def span(self, position: int, counts: Sequence[int]) -> int:
+        """Return the position after them, or how many tokens will be held."""
+        first = self._windows[0]
+        if first.rotary is None:
+            return super().span(position, counts)
+        return min(first.rows_held + sum(counts), first.sink + first.window)
+
+    def fork(self) -> WindowCache:
+        """Return a cache that starts with what this one holds, and copies no keys."""
+        return self._forked(may_borrow=False)
+
+    def borrow(self) -> WindowCache:
+        """Return a fork that writes behind the stream's tokens as long as nobody else does."""
+        return self._forked(may_borrow=True)
+
+    def save(self) -> Any:
+        """Return each layer's state."""
+        return dict(vars(self._ends)), super().save()
+
+    def restore(self, saved: Any) -> None:
+        """Take each layer back to a state."""
+        ends, layers = saved
+        vars(self._ends).update(ends)
+        super().restore(layers)
+
+    @property
+    def tokens_held(self) -> int:
+        """Tokens whose keys are held."""
+        return self._windows[0].rows_held
+
+    @property
+    def frames_forgotten(self) -> int:
+        """Frames of which nothing is held any more."""
+        return self._ends.forgotten
+
+    @property
+    def _windows(self) -> list[WindowLayer]:
+        return [layer for layer in self.layers if isinstance(layer, WindowLayer)]
+
+    def _forked(self, may_borrow: bool) -> WindowCache:
+        ends = Ends(0, 0)
+        vars(ends).update(vars(self._ends))
+        return WindowCache([layer.fork(may_borrow) for layer in self._windows], ends)
+
+
+def too_long(count: int, window: int) -> MemoryFullError:
+    """Return the error for a frame, or a call, that is longer than the window."""
+    return MemoryFullError(
+        f"the window has room for {window} tokens, but {count} come at once: nothing was lost. "
+        "Keep fewer tokens of each frame, or give the memory more window_tokens"
+    )
