@@ -17,6 +17,7 @@ from stc_stream import (
     MemoryFullError,
     PrunerConfig,
     RecentMemory,
+    RetrievalMemory,
     StreamingSession,
     WindowMemory,
 )
@@ -41,8 +42,10 @@ SETTINGS = [
     {**COMPRESSED, "memory": RecentMemory(4), "positions": "contiguous"},
     {"memory": WindowMemory(4, 40)},
     {**COMPRESSED, "memory": WindowMemory(10, 20), "positions": "contiguous"},
+    {"memory": RetrievalMemory(40, 20)},
+    {**COMPRESSED, "memory": RetrievalMemory(20, 50), "positions": "contiguous"},
 ]
-MEMORIES = [None, RecentMemory(2), WindowMemory(8, 14)]
+MEMORIES = [None, RecentMemory(2), WindowMemory(8, 14), RetrievalMemory(14, 20)]
 actions = st.lists(
     st.one_of(
         st.integers(1, 4),
@@ -116,12 +119,12 @@ def test_two_sessions_interleaved_equal_two_alone(case, generator, turns, memori
 
 def test_sessions_in_threads_equal_sessions_alone(seed, generator):
     case = make_case(seed)
-    clips = [steps_of_a_quarter(6, generator) for _ in range(4)]
     settings = [{**COMPRESSED, "memory": memory} for memory in MEMORIES]
-    settings = [*settings, {}, {**COMPRESSED, "cacher": None}][-4:]
+    settings += [{}, {**COMPRESSED, "cacher": None}]
+    clips = [steps_of_a_quarter(6, generator) for _ in settings]
     expected = [outcome(case, clip, **own) for clip, own in zip(clips, settings, strict=True)]
-    found: list[torch.Tensor | None] = [None] * 4
-    start = threading.Barrier(4)
+    found: list[torch.Tensor | None] = [None] * len(settings)
+    start = threading.Barrier(len(settings))
 
     def run(number: int) -> None:
         with StreamingSession(case.model, case.processor, **settings[number]) as session:
@@ -131,7 +134,7 @@ def test_sessions_in_threads_equal_sessions_alone(seed, generator):
                 session.ask("What?", 3)
             found[number] = session.logits(QUESTION)
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(settings))]
     for thread in threads:
         thread.start()
     for thread in threads:

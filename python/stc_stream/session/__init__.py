@@ -8,6 +8,7 @@ from stc_stream.session.memory import (
     Memory,
     MemoryFullError,
     RecentMemory,
+    RetrievalMemory,
     SessionCache,
     WindowMemory,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "Memory",
     "MemoryFullError",
     "RecentMemory",
+    "RetrievalMemory",
     "SessionCache",
     "SessionProcessor",
     "SessionStats",

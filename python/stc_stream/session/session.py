@@ -98,6 +98,16 @@ class StreamingSession:
                 cache.frames_forgotten,
             )
 
+    @property
+    def retrieved(self) -> tuple[tuple[int, ...], ...]:
+        """For each layer the frames that the last question brought back, by number, in order.
+
+        Frames are numbered from 0 in the order in which they were fed. Empty where the memory
+        brings none back, or nothing was asked since the first frame.
+        """
+        with self._lock:
+            return () if self._stream is None else self._stream.retrieved
+
     def feed(self, frames: Any, timestamps: Sequence[float] | None = None) -> Fed:
         """Take frames in; after an error none of them counts.
 

@@ -13,6 +13,7 @@ from stc_stream.session.memory.policy import (
     StreamMemory,
 )
 from stc_stream.session.memory.recent import RecentMemory
+from stc_stream.session.memory.retrieval import RetrievalCache, RetrievalMemory
 from stc_stream.session.memory.window import WindowCache, WindowMemory
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "MemoryFullError",
     "Positions",
     "RecentMemory",
+    "RetrievalCache",
+    "RetrievalMemory",
     "SessionCache",
     "StreamLayout",
     "StreamMemory",

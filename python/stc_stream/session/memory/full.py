@@ -59,11 +59,3 @@ class FullCache(LayeredCache):
         held, capacity = self.get_seq_length(), self._own[0].capacity
         if held + sum(blocks) > capacity:
             raise full(held, sum(blocks), capacity)
-
-    def fork(self) -> FullCache:
-        """Return a cache that starts with what this one holds, and copies no keys."""
-        return FullCache([layer.fork(may_borrow=False) for layer in self._own])
-
-    def borrow(self) -> FullCache:
-        """Return a fork that writes behind the stream's tokens as long as nobody else does."""
-        return FullCache([layer.fork(may_borrow=True) for layer in self._own])

@@ -40,6 +40,12 @@ class Store:
         """Bytes allocated."""
         return self.keys.nbytes + self.values.nbytes
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        rows = (self.keys, self.values)
+        return sum(len(t) * t.shape[1] * t.shape[3] * t.element_size() for t in rows)
+
     def write(self, first: int, keys: Tensor, values: Tensor) -> None:
         """Put rows in their place."""
         self.keys[:, :, first : first + keys.shape[2]] = keys
@@ -120,9 +126,7 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     @property
     def bytes_held(self) -> int:
         """Bytes of all rows seen, shared ones included."""
-        if self._store is None:
-            return 0
-        return self._store.bytes // self._store.keys.shape[2] * self.rows_held
+        return 0 if self._store is None else self._store.row_bytes * self.rows_held
 
     @property
     def bytes_reserved(self) -> int:
@@ -189,7 +193,7 @@ class PreallocatedLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def get_max_cache_shape(self) -> int:
         """Return how many rows fit: the name until transformers 5.22."""
-        return self.capacity
+        return self.get_max_length()
 
     def fork(self, may_borrow: bool) -> PreallocatedLayer:
         """Return a layer that sees the same rows, without a copy of shared ones."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from stc_stream.session.memory.layer import PreallocatedLayer
 from stc_stream.session.memory.policy import SessionCache
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class LayeredCache(SessionCache):
@@ -23,6 +27,14 @@ class LayeredCache(SessionCache):
         """Take each layer back to a state."""
         for layer, state in zip(self._own, saved, strict=True):
             layer.restore(state)
+
+    def fork(self) -> SessionCache:
+        """Return a cache that starts with what this one holds, and copies no keys."""
+        return self._forked(may_borrow=False)
+
+    def borrow(self) -> SessionCache:
+        """Return a fork that writes behind the stream's tokens as long as nobody else does."""
+        return self._forked(may_borrow=True)
 
     def own(self) -> None:
         """Copy what a fork shares into memory of its own, once."""
@@ -47,3 +59,8 @@ class LayeredCache(SessionCache):
     @property
     def _own(self) -> list[PreallocatedLayer]:
         return cast("list[PreallocatedLayer]", self.layers)
+
+    def _forked(self, may_borrow: bool) -> Self:
+        other = copy.copy(self)
+        other.layers = [layer.fork(may_borrow) for layer in self._own]
+        return other

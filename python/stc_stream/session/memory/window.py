@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from stc_stream.session.memory.layer import PreallocatedLayer, Store
 from stc_stream.session.memory.layered import LayeredCache
 from stc_stream.session.memory.policy import MemoryFullError, StreamLayout, check_at_least
 from stc_stream.session.memory.rotary import Rotary
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class WindowMemory:
         rotary = Rotary.of(config, "WindowMemory with positions='contiguous'") if moved else None
         layers = config.num_hidden_layers
         return WindowCache(
-            [WindowLayer(self.sink_tokens, window, rotary) for _ in range(layers)],
+            [WindowLayer(self.sink_tokens, window, rotary, context) for _ in range(layers)],
             Ends(layout.before, self.sink_tokens),
         )
 
@@ -86,18 +90,28 @@ class WindowLayer(PreallocatedLayer):  # type: ignore[no-untyped-call]
         sink, window: in tokens.
         rotary: None: tokens keep their positions. Otherwise a row's position is `_shift`, that of
             the first row, and its place.
+        context: positions of the model; None: no matter, since none are moved.
     """
 
     spare = 512
 
-    def __init__(self, sink: int, window: int, rotary: Rotary | None) -> None:
+    def __init__(
+        self, sink: int, window: int, rotary: Rotary | None, context: int | None = None
+    ) -> None:
         # With a quarter more, each row is moved four times before it is evicted.
-        super().__init__(sink + window + max(window // 4, 1))
+        rows = sink + window + max(window // 4, 1)
+        super().__init__(rows if rotary is None or context is None else min(rows, context))
+        self._context = context
         self.sink, self.window, self.rotary = sink, window, rotary
         self._evicted = 0
         self._shift = 0
         self._sinks: tuple[Tensor, Tensor] | None = None
         self._undo: weakref.ref[Undo] | None = None
+
+    @property
+    def seen(self) -> int:
+        """Tokens that came, those that have gone included."""
+        return self._evicted + self.rows_held
 
     @property
     def evicted(self) -> int:
@@ -111,13 +125,9 @@ class WindowLayer(PreallocatedLayer):  # type: ignore[no-untyped-call]
 
     def get_seq_length(self, *args: Any) -> int:
         """Return how many tokens came, those that have gone included."""
-        return self._evicted + self.rows_held
+        return self.seen
 
     def get_max_length(self) -> int:
-        """Return -1: there is always room."""
-        return -1
-
-    def get_max_cache_shape(self) -> int:
         """Return -1: there is always room."""
         return -1
 
@@ -164,9 +174,9 @@ class WindowLayer(PreallocatedLayer):  # type: ignore[no-untyped-call]
         other._owner = False
         return other
 
-    def sinks(self) -> tuple[Tensor, Tensor]:
+    def sinks(self) -> tuple[Tensor, Tensor] | None:
         """Return the sinks' keys and values at their first positions, [B, H, at most sink, D]."""
-        if self._sinks is not None:
+        if self._sinks is not None or self._store is None:
             return self._sinks
         keys, values = self._rows()
         return keys[:, :, : self.sink], values[:, :, : self.sink]
@@ -186,7 +196,7 @@ class WindowLayer(PreallocatedLayer):  # type: ignore[no-untyped-call]
 
     def reset(self) -> None:
         """Forget all rows; forks keep theirs."""
-        self.__init__(self.sink, self.window, self.rotary)  # type: ignore[misc]
+        self.__init__(self.sink, self.window, self.rotary, self._context)  # type: ignore[misc]
 
     def _excess(self, new: int) -> int:
         return max(self._seen + new - self.sink - self.window, 0)
@@ -300,14 +310,6 @@ class WindowCache(LayeredCache):
             return super().span(position, counts)
         return min(first.rows_held + sum(counts), first.sink + first.window)
 
-    def fork(self) -> WindowCache:
-        """Return a cache that starts with what this one holds, and copies no keys."""
-        return self._forked(may_borrow=False)
-
-    def borrow(self) -> WindowCache:
-        """Return a fork that writes behind the stream's tokens as long as nobody else does."""
-        return self._forked(may_borrow=True)
-
     def save(self) -> Any:
         """Return each layer's state."""
         return dict(vars(self._ends)), super().save()
@@ -332,10 +334,10 @@ class WindowCache(LayeredCache):
     def _windows(self) -> list[WindowLayer]:
         return [layer for layer in self.layers if isinstance(layer, WindowLayer)]
 
-    def _forked(self, may_borrow: bool) -> WindowCache:
-        ends = Ends(0, 0)
-        vars(ends).update(vars(self._ends))
-        return WindowCache([layer.fork(may_borrow) for layer in self._windows], ends)
+    def _forked(self, may_borrow: bool) -> Self:
+        other = super()._forked(may_borrow)
+        other._ends = copy.copy(self._ends)
+        return other
 
 
 def too_long(count: int, window: int) -> MemoryFullError:
