@@ -78,7 +78,7 @@ def test_the_stream_goes_on_as_if_nothing_had_been_asked(case, frames):
     with StreamingSession(case.model, case.processor, pruner=pruner) as session:
         left = []
         for number in range(8):
-            left.append(session.ask("And now?", stream=True))
+            left.append(session.ask("And now?", stream=True, choose=lambda logits: 70))
             next(left[-1])
             session.feed(frames[number : number + 1])
             session.score("Which?", ["one", "the other"])
