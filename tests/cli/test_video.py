@@ -50,6 +50,28 @@ def test_fps_takes_the_first_frame_of_each_slot(
     assert [frame.index for frame in frames] == expected
 
 
+@pytest.mark.parametrize(
+    ("options", "end"),
+    [
+        ({}, 2.0),
+        ({"frames": 3}, 0.75),
+        ({"frames": 9}, 2.0),
+        ({"fps": 2}, 2.0),
+        ({"fps": 2, "frames": 3}, 1.5),
+        ({"fps": 9, "frames": 3}, 0.75),
+    ],
+)
+def test_when_the_last_frame_stops_being_shown(
+    video: Path, options: dict[str, int], end: float
+) -> None:
+    with open_video(video, **options) as stream:
+        assert stream.end == pytest.approx(end)
+        assert not stream.live
+        times = [frame.time for frame in stream]
+    shown = 1 / min(options.get("fps", 4), 4)
+    assert times[-1] < end <= times[-1] + shown + 1e-6
+
+
 def test_frames_limits_what_comes_and_the_total_knows(video: Path) -> None:
     with open_video(video, frames=3) as stream:
         assert stream.total == 3

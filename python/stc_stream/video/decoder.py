@@ -116,7 +116,8 @@ def _opened(
     steady = rate if rate and stream.base_rate and abs(stream.base_rate / rate - 1) < 0.01 else None
     # AVI counts chunks, of which some are empty.
     counts = not live and container.format.name != "avi"
-    return Opened(name, frames, container.close, stream.frames or None if counts else None, steady)
+    count = stream.frames or None if counts else None
+    return Opened(name, frames, container.close, count, steady, live)
 
 
 def _decoded(

@@ -44,6 +44,7 @@ class Opened:
         close: lets go of it; may be called twice.
         count: how many frames it has, where that is known.
         rate: frames a second, where that is known.
+        live: its frames come whether or not anybody takes them.
     """
 
     name: str
@@ -51,3 +52,4 @@ class Opened:
     close: Callable[[], None]
     count: int | None
     rate: float | None
+    live: bool = False

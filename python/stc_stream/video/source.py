@@ -22,11 +22,15 @@ class FrameStream(Iterator[Frame]):
         name: what to call the source: a file's or a folder's name, "camera 0", a URL without its
             password.
         total: how many frames will come, as far as that is known; None for a live source.
+        end: when the last of them stops being shown, in seconds, as far as that is known.
+        live: frames come whether or not anybody takes them: a camera, rtsp, rtmp.
     """
 
     def __init__(self, opened: Opened, fps: float | None, frames: int | None) -> None:
         self.name = opened.name
         self.total = _total(opened, fps, frames)
+        self.end = _end(opened, fps, frames)
+        self.live = opened.live
         self._close = opened.close
         self._frames = _chosen(opened.frames, fps, frames)
 
@@ -149,6 +153,15 @@ def _total(opened: Opened, fps: float | None, frames: int | None) -> int | None:
     if frames is not None and (total is None or frames < total):
         total = frames
     return total
+
+
+def _end(opened: Opened, fps: float | None, frames: int | None) -> float | None:
+    if opened.live or not opened.rate:
+        return None
+    ends = [opened.count / opened.rate] if opened.count else []
+    if frames is not None:
+        ends.append(frames / min(fps or opened.rate, opened.rate))
+    return min(ends, default=None)
 
 
 def _slot(time: float, fps: float) -> int:
