@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -23,6 +24,7 @@ class Interrupts:
     def __init__(self) -> None:
         self._received = 0
         self._before: dict[int, Any] = {}
+        self._part: Callable[[], object] | None = None
 
     def __enter__(self) -> Interrupts:
         ends = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL}
@@ -47,7 +49,20 @@ class Interrupts:
         """From here on there is nothing to stop, only something to write."""
         self._received = max(self._received, 1)
 
+    @contextmanager
+    def ending_a_part(self, end: Callable[[], object]) -> Iterator[None]:
+        """Inside, the first Ctrl-C calls `end`, and ends nothing else; one more ends the run."""
+        self._part = end
+        try:
+            yield
+        finally:
+            self._part = None
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._part is not None:
+            end, self._part = self._part, None
+            end()
+            return
         self._received += 1
         if self._received != 2:
             raise KeyboardInterrupt

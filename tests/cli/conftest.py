@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -90,3 +91,23 @@ def video(tmp_path: Path) -> Path:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA-OneVision of 16 tokens a frame and 1024 of context, as transformers saves one."""
+    # Not above: transformers looks for torchvision once, before the path to it is known.
+    from stc_stream.session.untrained import TEMPLATE, LlavaSizes, build_llava_onevision
+
+    folder = tmp_path_factory.mktemp("models") / "llm"
+    model, processor = build_llava_onevision(LlavaSizes(vocabulary=264, context=1024), seed=7)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2 and "embed" not in name:
+                weight.mul_(2)
+    model.save_pretrained(folder)
+    processor.tokenizer.save_pretrained(folder)
+    pixels = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder

@@ -93,6 +93,13 @@ json_option = click.option(
     type=as_document,
     help="Write all numbers as JSON; - is standard output, without the table.",
 )
+pruner_option = click.option(
+    "--pruner",
+    type=as_name,
+    metavar="NAME",
+    help="How the Pruner chooses: dual_anchor, gaussian, uniform, dtd or another of "
+    "docs/methods.md.  [default: as the method has it]",
+)
 
 
 def model_option(words: str) -> Callable[[_Decorated], _Decorated]:

@@ -12,6 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stc_stream.cli.asking import (
+    ask_stream,
+    asking_options,
+    check_moments,
+    load_asked,
+    read_asking,
+    write_answers_document,
+)
 from stc_stream.cli.messages import as_option, fail, say
 from stc_stream.cli.needs import NEEDED, TOO_LARGE, kernels, memory_errors, require_modules
 from stc_stream.cli.options import (
@@ -25,6 +33,7 @@ from stc_stream.cli.options import (
     json_option,
     method_option,
     model_option,
+    pruner_option,
 )
 from stc_stream.cli.outputs import Outputs, json_file, page_file
 from stc_stream.cli.session import Session
@@ -35,6 +44,7 @@ from stc_stream.report.terminal import print_table, printable
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from stc_stream.evaluate.method import Method
     from stc_stream.evaluate.stream import StreamComparison
     from stc_stream.report.gallery import Gallery
     from stc_stream.report.run import StreamRun
@@ -84,6 +94,8 @@ if TYPE_CHECKING:
     type=FiniteRange(0, min_open=True),
     help="Take at most N frames of each second of video.  [default: all]",
 )
+@pruner_option
+@asking_options
 @device_option
 @dtype_option
 @click.option(
@@ -93,6 +105,7 @@ if TYPE_CHECKING:
 @click.pass_context
 def stream(
     context: click.Context,
+    /,
     video: str | None,
     model: str | None,
     method: str | None,
@@ -106,14 +119,22 @@ def stream(
     dtype: str,
     report: Path | None,
     document: Path | None,
+    pruner: str | None,
+    **asking: Any,
 ) -> None:
     """Stream VIDEO through a vision tower, dense and compressed, and show what that saved.
 
     VIDEO is a file, a folder of images, the number of a camera or an rtsp:// address; without it,
     a short sample clip is streamed. Ctrl-C stops and reports the frames so far.
+
+    With --ask, frames go the whole way through a video LLM, which answers. Ctrl-C ends an answer;
+    once more, or between answers, it stops.
     """
     session: Session = context.obj
     _check_method_options(context, method)
+    asked = read_asking(context, asking)
+    if asked is not None and report is not None:
+        fail("--report has no page for questions: leave it out, or give --json")
     require_modules("stc stream", list(NEEDED))
     from stc_stream.video import VideoError, open_video
 
@@ -121,10 +142,10 @@ def stream(
     with ExitStack() as stack:
         source = video if video is not None else str(stack.enter_context(_sample()))
         # What is cheap to check comes before what takes seconds to import.
-        outputs: Outputs[_Streamed] = Outputs(
+        outputs: Outputs[Any] = Outputs(
             session.output,
             page_file(report, _write_page),
-            json_file(document, _document),
+            json_file(document, _document if asked is None else write_answers_document),
             video=Path(source),
         )
         try:
@@ -138,7 +159,13 @@ def stream(
             "refresh_interval": refresh_interval,
             "refresh_on_change": refresh_on_change,
         }
-        comparison = _comparison(model, device, dtype, method, settings, tokens_per_frame)
+        chosen = _method(method, settings, tokens_per_frame, pruner)
+        if asked is not None:
+            check_moments(asked, opened)
+            llm = load_asked(model, device, dtype)
+            ask_stream(asked, llm, chosen, opened, fps, warnings, outputs, session.interrupts)
+            return
+        comparison = _comparison(model, device, dtype, chosen, tokens_per_frame)
         stack.enter_context(comparison)
         from stc_stream.report.gallery import Gallery
 
@@ -185,34 +212,41 @@ def _check_method_options(context: click.Context, method: str | None) -> None:
             fail(f"{option} is for stc alone: give settings with --method, NAME:{name}=VALUE")
 
 
-def _comparison(
-    model: str | None,
-    device: str,
-    dtype: str,
-    method: str | None,
-    settings: dict[str, Any],
-    tokens_per_frame: int | None,
-) -> StreamComparison:
+def _method(
+    name: str | None, settings: dict[str, Any], tokens_per_frame: int | None, pruner: str | None
+) -> Method:
     kernels()
     from stc_stream.cacher import CacherConfig
     from stc_stream.evaluate.method import Method
-    from stc_stream.evaluate.methods import read_method
-    from stc_stream.evaluate.stream import StreamComparison
+    from stc_stream.evaluate.methods import read_method, read_pruner
     from stc_stream.pruner import PrunerConfig
+
+    try:
+        if name is None or name == "stc":
+            chosen = Method("stc", tower=CacherConfig(**settings))
+        else:
+            chosen = read_method(name, {"tokens_per_frame": tokens_per_frame})
+        if pruner is not None:
+            chosen = replace(chosen, pruner=read_pruner(pruner, tokens_per_frame))
+        elif chosen.pruner is None:
+            chosen = replace(chosen, pruner=PrunerConfig.paper(tokens_per_frame))
+    except (TypeError, ValueError) as error:
+        fail(as_option(str(error)))
+    if tokens_per_frame not in (None, chosen.pruner and chosen.pruner.tokens_per_frame):
+        fail(f"--tokens-per-frame is not for {pruner or name}, which says itself what it keeps")
+    return chosen
+
+
+def _comparison(
+    model: str | None, device: str, dtype: str, method: Method, tokens_per_frame: int | None
+) -> StreamComparison:
+    from stc_stream.evaluate.stream import StreamComparison
     from stc_stream.towers.load import ModelError, load_tower
 
     try:
-        if method is None or method == "stc":
-            chosen = Method("stc", tower=CacherConfig(**settings))
-        else:
-            chosen = read_method(method, {"tokens_per_frame": tokens_per_frame})
-        if chosen.pruner is None:
-            chosen = replace(chosen, pruner=PrunerConfig.paper(tokens_per_frame))
-        elif tokens_per_frame not in (None, chosen.pruner.tokens_per_frame):
-            fail(f"--tokens-per-frame is not for {method}, which says itself what it keeps")
         tower = load_tower(model, device=device, dtype=dtype)
         _check_tokens(tower, tokens_per_frame)
-        return StreamComparison(tower, chosen)
+        return StreamComparison(tower, method)
     except (ModelError, TypeError) as error:
         fail(str(error))
     except ValueError as error:

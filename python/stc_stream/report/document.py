@@ -8,17 +8,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import stc_kernels
+from stc_stream.cacher import CacherConfig
+from stc_stream.evaluate.method import Method
 from stc_stream.evaluate.summary import Summary
 from stc_stream.pruner import PrunerConfig
 from stc_stream.report.run import StreamRun
 from stc_stream.report.target import write_whole
 from stc_stream.report.versions import cores, processor, versions
 from stc_stream.towers.load import VisionModel
+
+if TYPE_CHECKING:
+    from stc_stream.session.load import VideoLlm
 
 SCHEMA_VERSION = 1
 
@@ -40,17 +45,23 @@ def stream_document(run: StreamRun) -> dict[str, Any]:
             "width": tower.width,
             "layers": tower.layers,
         },
-        "config": {
-            "method": run.method.name,
-            "cacher": None if run.cacher is None else asdict(run.cacher),
-            "pruner": None if run.pruner is None else _settings(run.pruner),
-        },
+        "config": method_settings(run.method),
         "machine": machine(tower),
         "versions": dict(versions()),
         "implementation": stc_kernels.implementation("select_dynamic", tower.device),
         "fidelity": None if run.fidelity is None else asdict(run.fidelity),
         "summary": _summary(run.summary),
         "frames": [asdict(frame) for frame in run.frames],
+    }
+
+
+def method_settings(method: Method) -> dict[str, Any]:
+    """Return a method's name, and the settings of its Cacher and its Pruner."""
+    cacher = method.tower if isinstance(method.tower, CacherConfig) else None
+    return {
+        "method": method.name,
+        "cacher": None if cacher is None else asdict(cacher),
+        "pruner": None if method.pruner is None else _settings(method.pruner),
     }
 
 
@@ -73,12 +84,12 @@ def _summary(summary: Summary) -> dict[str, Any]:
     return content
 
 
-def machine(tower: VisionModel) -> dict[str, Any]:
-    """Return where a tower ran, as a document has it."""
+def machine(model: VisionModel | VideoLlm) -> dict[str, Any]:
+    """Return where a model ran, as a document has it."""
     return {
-        "device": str(tower.device),
-        "processor": processor(tower.device),
-        "dtype": str(tower.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "processor": processor(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),

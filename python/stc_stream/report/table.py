@@ -93,10 +93,11 @@ def _by_age(run: StreamRun) -> list[tuple[int, float | None]]:
 
 
 def _latency(timing: Timing) -> tuple[str, str, str]:
-    return _ms(timing.median), _ms(timing.p95), _ms(timing.mean)
+    return milliseconds(timing.median), milliseconds(timing.p95), milliseconds(timing.mean)
 
 
-def _ms(value: float | None) -> str:
+def milliseconds(value: float | None) -> str:
+    """Return milliseconds to three digits, or a dash."""
     if value is None:
         return "—"
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

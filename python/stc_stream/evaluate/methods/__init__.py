@@ -16,6 +16,8 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from stc_stream.evaluate.method import Method
+from stc_stream.pruner import PrunerConfig
+from stc_stream.pruner.config import Strategy
 
 _PARTS = ("attach", "tower", "pruner", "memory")
 
@@ -63,6 +65,37 @@ def read_method(text: str, defaults: Mapping[str, Any] | None = None) -> Method:
         return _method(text, kind(**(ours | settings)))
     except (TypeError, ValueError) as error:
         raise ValueError(f"method {name}: {error}") from None
+
+
+def read_pruner(text: str, tokens_per_frame: int | None = None) -> PrunerConfig:
+    """Return a pruner by the name of its strategy, or by that of a method with no other part.
+
+    Args:
+        text: "dual_anchor", "gaussian", or a method as `read_method` reads it.
+        tokens_per_frame: how many are kept, where the text says nothing; None: a quarter.
+
+    Raises:
+        ValueError: another name; a setting as in `read_method`.
+    """
+    for strategy in get_args(Strategy):
+        if text == strategy:
+            return PrunerConfig.paper(tokens_per_frame, strategy=strategy)
+    name = text.partition(":")[0].replace("-", "_")
+    known = [each for each in method_names() if _prunes_alone(each)]
+    if name not in known:
+        names = ", ".join([*get_args(Strategy), *known])
+        raise ValueError(f"pruner must be one of {names}, but is {name!r}")
+    try:
+        pruner = read_method(text, {"tokens_per_frame": tokens_per_frame}).pruner
+    except ValueError as error:
+        raise ValueError(str(error).replace("method", "pruner", 1)) from None
+    assert pruner is not None
+    return pruner
+
+
+def _prunes_alone(name: str) -> bool:
+    method = read_method(name)
+    return method.pruner is not None and method.tower is None
 
 
 def _kind(name: str) -> Any:
