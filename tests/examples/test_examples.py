@@ -31,7 +31,7 @@ def run(name: str, *arguments: object, cwd: Path) -> list[str]:
 def test_every_example_is_tested():
     names = {path.name for path in (ROOT / "examples").glob("*.py")}
     # make_sample_clip.py wrote the clip that is streamed here; it is not run again for every test.
-    assert names == {"make_sample_clip.py", "stream_features.py", "use_one_op.py"}
+    assert names == {"make_sample_clip.py", "rekv.py", "stream_features.py", "use_one_op.py"}
 
 
 def test_use_one_op(tmp_path):
@@ -81,3 +81,15 @@ def test_stream_features_of_a_folder_with_a_model_of_ones_own(tmp_path, seed):
     assert len(lines) == 4
     # Nothing moves, so what is reused is what would have been computed.
     assert all("of 36 tokens, cosine to dense 1.0000, kept 9" in line for line in lines[:-1])
+
+
+def test_rekv_on_the_sample_clip(tmp_path):
+    pytest.importorskip("av", reason="the extra `video` is not installed")
+    frames, *answers = run(
+        "rekv.py", "--frames", 12, "--ask", "Why?", "--ask", "Who?", cwd=tmp_path
+    )
+    assert frames.startswith("12 frames: 192 tokens from the projector, 60 sent on; ")
+    assert [line.split()[0] for line in answers] == ["Why?", "Who?"]
+    for line in answers:
+        looked_at = line.partition("the first layer looked at frames ")[2].split(", ")
+        assert len(set(looked_at)) == 8
