@@ -24,6 +24,18 @@ MAX_REGISTERS = 128
 # What makes a kernel visible to a tracer; `ahead_of_time` puts its own here, to see the launches.
 wrap: Callable[[Any], Any] = wrap_triton
 
+# Whose GPUs the kernels are launched on; `ahead_of_time` puts its own here, to compile for others.
+nvidia: bool = torch.version.hip is None
+
+
+def counts_finished_programs() -> bool:
+    """Tell whether the last program to finish a frame may go on with what the others stored.
+
+    On AMD the wave that counts waits for its own stores alone (gfx942: no `s_waitcnt vmcnt(0)` of
+    the other waves comes before the barrier), so there a launch of its own goes on.
+    """
+    return nvidia
+
 
 def launch(kernel: Any, programs: Any, *args: Any, **meta: Any) -> None:
     """Launch `programs` programs of a Triton kernel; a tracer sees the launch itself.
@@ -36,7 +48,7 @@ def launch(kernel: Any, programs: Any, *args: Any, **meta: Any) -> None:
     target = kernel if interpreted else wrap(kernel)
     # A tracer knows none of the options.
     if target is kernel and not interpreted:
-        meta |= compiler_options(nvidia=torch.version.hip is None)
+        meta |= compiler_options(nvidia=nvidia)
     target[(programs,)](*args, **meta)
 
 

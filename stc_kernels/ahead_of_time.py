@@ -56,15 +56,19 @@ class Resources:
     warps: int
 
 
-def launches(dtype: torch.dtype) -> dict[str, Launch]:
+def launches(dtype: torch.dtype, *, nvidia: bool = True) -> dict[str, Launch]:
     """Return every kernel's launches at the shapes of SigLIP-so400m and LLaVA-OneVision.
 
     Keyed by the kernel's name and, where there are several, what is particular.
+
+    Args:
+        dtype: of the tokens.
+        nvidia: whether they are launched on an NVIDIA GPU; else on one of AMD's.
     """
     found: dict[str, Launch] = {}
     with FakeTensorMode():
         for note, op, arguments in _calls(dtype):
-            for launch in _record(op, arguments):
+            for launch in _record(op, arguments, nvidia):
                 name = launch.kernel.__name__
                 found.setdefault(f"{name} ({note})" if note else name, launch)
     return found
@@ -76,7 +80,7 @@ def resources(dtype: torch.dtype, target: str) -> dict[str, Resources]:
     Raises:
         ValueError: an unknown target.
     """
-    found = launches(dtype)
+    found = launches(dtype, nvidia=_is_nvidia(target))
     # Triton's compiler releases the interpreter's lock, so threads do compile at once.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         used = threads.map(lambda launch: compile_for(launch, target), found.values())
@@ -95,7 +99,7 @@ def compile_for(launch: Launch, target: str) -> Resources:
     triton_compiler = import_module("triton.compiler")
     gpu_target = import_module("triton.backends.compiler").GPUTarget
     source = triton_compiler.ASTSource(launch.kernel, *_specialised(launch))
-    nvidia = target.startswith("sm_")
+    nvidia = _is_nvidia(target)
     gpu = gpu_target("cuda", int(target[3:]), 32) if nvidia else gpu_target("hip", target, 64)
     warps = launch.meta["num_warps"]
     options = {"num_warps": warps} | _launching.compiler_options(nvidia=nvidia)
@@ -111,11 +115,12 @@ def table(dtypes: tuple[torch.dtype, ...] = DTYPES) -> str:
     lines = [head, "| --- | --- | --- |" + " --- |" * len(TARGETS)]
     for dtype in dtypes:
         columns = [resources(dtype, target) for target in TARGETS]
-        for name in columns[0]:
-            used = [column[name] for column in columns]
-            cells = [f"{r.registers} / {r.spills} / {r.shared}" for r in used]
+        for name in dict.fromkeys(name for column in columns for name in column):
+            used = [column.get(name) for column in columns]
+            warps = next(each.warps for each in used if each is not None)
+            cells = ["" if r is None else f"{r.registers} / {r.spills} / {r.shared}" for r in used]
             kind = str(dtype).removeprefix("torch.")
-            lines.append(f"| `{name}` | {kind} | {used[0].warps} | {' | '.join(cells)} |")
+            lines.append(f"| `{name}` | {kind} | {warps} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -153,7 +158,11 @@ def _calls(dtype: torch.dtype) -> Iterator[tuple[str, str, tuple[Any, ...]]]:
     yield "4096 tokens", "topk_gather", (wide, tensor(frames, 4096, dtype=torch.float32), 1024)
 
 
-def _record(op: str, arguments: tuple[Any, ...]) -> list[Launch]:
+def _is_nvidia(target: str) -> bool:
+    return target.startswith("sm_")
+
+
+def _record(op: str, arguments: tuple[Any, ...], nvidia: bool) -> list[Launch]:
     launcher: Callable[..., Any] = getattr(import_module(f"stc_kernels.ops.{op}.launch"), op)
     recorded: list[Launch] = []
 
@@ -164,11 +173,12 @@ def _record(op: str, arguments: tuple[Any, ...]) -> list[Launch]:
         def __getitem__(self, grid: Any) -> Callable[..., None]:
             return lambda *args, **meta: recorded.append(Launch(self.kernel, args, meta))
 
-    wrap, _launching.wrap = _launching.wrap, Recorder
+    before = _launching.wrap, _launching.nvidia
+    _launching.wrap, _launching.nvidia = Recorder, nvidia
     try:
         launcher(*arguments)
     finally:
-        _launching.wrap = wrap
+        _launching.wrap, _launching.nvidia = before
     return recorded
 
 

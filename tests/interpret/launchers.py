@@ -12,6 +12,7 @@ import pytest
 import torch
 from ops.cases import extreme_pasts
 
+from stc_kernels import _launching
 from stc_kernels.testing import integer_tokens, naive, random_tokens
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -350,3 +351,35 @@ def test_prune_tokens_in_any_layout(strategy, generator):
         tokens = random_tokens(3, 25, 40, F16, generator=generator, layout=layout)
         plain = launcher("prune_tokens")(tokens.contiguous(), 9, None, strategy, 0.5, channels)
         assert_equal(launcher("prune_tokens")(tokens, 9, None, strategy, 0.5, channels), plain)
+
+
+@pytest.mark.parametrize("bad", [0.0, torch.nan])
+def test_on_amd_a_launch_of_its_own_finishes_frames(bad, generator, monkeypatch):
+    launched = []
+    monkeypatch.setattr(_launching, "nvidia", False)
+    for name in ("select_dynamic", "quiet_channels", "anchor_scores"):
+        monkeypatch.setattr(
+            import_module(f"stc_kernels.ops.{name}.launch"),
+            "launch",
+            lambda kernel, *args, **meta: (
+                launched.append(kernel.fn.__name__),
+                _launching.launch(kernel, *args, **meta),
+            ),
+        )
+    a, b = (integer_tokens(2, 63, 12, BF16, generator=generator) for _ in range(2))
+    past = torch.randn(12, generator=generator)
+    a[1, 5, 3] = bad
+    actual = launcher("select_dynamic")(a, b, 9)
+    assert_equal(actual, naive("select_dynamic")(a, b, 9))
+    assert launched == ["choose_tokens_kernel"]
+    actual = launcher("quiet_channels")(a, 5)
+    assert_equal([actual], [naive("quiet_channels")(a, 5)])
+    assert launched[1:] == ["channel_sums_kernel", "add_chunks_kernel", "rank_channels_kernel"]
+    for strategy in ("dual_anchor", "gaussian"):
+        launched.clear()
+        scores = launcher("anchor_scores")(a, past, strategy)
+        expected = naive("anchor_scores")(a, past, strategy)
+        torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+        assert launched[-2:] == ["column_blocks_kernel", "finish_frames_kernel"]
+        kept = launcher("prune_tokens")(a, 7, past, strategy)
+        assert_kept(kept, a, expected, 7, 1e-4)

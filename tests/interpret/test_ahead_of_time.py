@@ -51,3 +51,10 @@ def test_an_unknown_target_is_named():
     launch = next(iter(ahead_of_time.launches(torch.float32).values()))
     with pytest.raises(ValueError, match=r"target must be one of sm_80, .*, but is 'sm_1'"):
         ahead_of_time.compile_for(launch, "sm_1")
+
+
+def test_amd_kernels_count_no_finished_programs():
+    nvidia, amd = (ahead_of_time.launches(torch.float32, nvidia=each) for each in (True, False))
+    assert any("p_counters" in launch.kernel.arg_names for launch in nvidia.values())
+    for name, launch in amd.items():
+        assert "p_counters" not in launch.kernel.arg_names, name

@@ -227,10 +227,10 @@ def anchor_kernel(
     p_kept,  # [F, k, D]
     alpha,
     rest,
+    k,
     tokens,
     channels,
     width,
-    k,
     stride_f,
     stride_t,
     stride_temporal_f,
@@ -281,79 +281,272 @@ def anchor_kernel(
         BLOCK_C,
     )
     if is_last_of_frame(p_counters, frame, n_blocks):
-        o_t = tl.arange(0, BLOCK_TOKENS)
-        m_t = o_t < tokens
-        if GAUSSIAN:
-            b_square = tl.load(p_frame_square + o_t, mask=m_t, other=0.0)
-        else:
-            p_squares = p_frame_sums + SQUARE * n_blocks * tokens
-            b_square = over_blocks(p_squares, n_blocks, tokens, BLOCK_B, BLOCK_TOKENS)
-            garbage = tl.sum((b_square < float("inf")).to(tl.int32), 0) < BLOCK_TOKENS
-            if garbage:
-                # The mean took tokens in that it must not: once more, now that they are known.
-                tl.store(p_frame_square + o_t, b_square, mask=m_t)
-                tl.debug_barrier()
-                for again in range(n_blocks):
-                    column_block(
-                        p_frame,
-                        p_channels,
-                        p_past,
-                        p_frame_square,
-                        p_frame_sums,
-                        p_frame_anchors,
-                        again,
-                        n_blocks,
-                        tokens,
-                        channels,
-                        width,
-                        stride_t,
-                        True,
-                        False,
-                        False,
-                        HAS_CHANNELS,
-                        BLOCK_T,
-                        BLOCK_C,
-                    )
-                tl.debug_barrier()
-                # Read again rather than kept, so that the loop has the registers.
-                b_square = tl.load(p_frame_square + o_t, mask=m_t, other=0.0)
-        p_to_mean = p_frame_sums + TO_MEAN * n_blocks * tokens
-        b_to_mean = over_blocks(p_to_mean, n_blocks, tokens, BLOCK_B, BLOCK_TOKENS)
-        mean_square = anchor_square(p_frame_anchors, n_blocks, 128)
-        b_to_temporal = b_to_mean
-        temporal_square = mean_square
-        if HAS_TEMPORAL:
-            p_to_temporal = p_frame_sums + TO_TEMPORAL * n_blocks * tokens
-            b_to_temporal = over_blocks(p_to_temporal, n_blocks, tokens, BLOCK_B, BLOCK_TOKENS)
-            temporal_square = anchor_square(p_frame_anchors + n_blocks, n_blocks, 128)
-        b_score = novelty(
-            b_square,
-            b_to_mean,
-            b_to_temporal,
-            mean_square,
-            temporal_square,
-            tl.cast(alpha, tl.float32),
-            tl.cast(rest, tl.float32),
+        finish_frame(
+            p_tokens,
+            p_channels,
+            p_temporal,
+            p_square,
+            p_sums,
+            p_anchor_sums,
+            p_scores,
+            p_index,
+            p_kept,
+            frame,
+            alpha,
+            rest,
+            k,
+            tokens,
+            channels,
+            width,
+            stride_f,
+            stride_t,
+            stride_temporal_f,
             GAUSSIAN,
             HAS_TEMPORAL,
+            HAS_CHANNELS,
+            CHOOSE,
+            GATHER,
+            BLOCK_TOKENS,
+            BLOCK_T,
+            BLOCK_C,
+            BLOCK_B,
+            GATHER_T,
+            GATHER_C,
         )
-        if CHOOSE:
-            write_choice(b_score, p_index, p_index, frame, tokens, k, True, False, BLOCK_TOKENS)
-        else:
-            tl.store(p_scores + frame * tokens + o_t, b_score, mask=m_t)
-        if GATHER:
+
+
+@triton.jit
+def finish_frame(
+    p_tokens,
+    p_channels,
+    p_temporal,
+    p_square,
+    p_sums,
+    p_anchor_sums,
+    p_scores,
+    p_index,
+    p_kept,
+    frame,
+    alpha,
+    rest,
+    k,
+    tokens,
+    channels,
+    width,
+    stride_f,
+    stride_t,
+    stride_temporal_f,
+    GAUSSIAN: tl.constexpr,
+    HAS_TEMPORAL: tl.constexpr,
+    HAS_CHANNELS: tl.constexpr,
+    CHOOSE: tl.constexpr,
+    GATHER: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    GATHER_T: tl.constexpr,
+    GATHER_C: tl.constexpr,
+):
+    """Add the blocks of a frame up, score its tokens, choose and copy (see `anchor_kernel`)."""
+    n_blocks = tl.cdiv(channels, BLOCK_C)
+    p_frame = p_tokens + frame * stride_f
+    p_past = p_temporal + frame * stride_temporal_f
+    p_frame_square = p_square + frame * tokens
+    p_frame_sums = p_sums + frame * QUANTITIES * n_blocks * tokens
+    p_frame_anchors = p_anchor_sums + frame * 2 * n_blocks
+    o_t = tl.arange(0, BLOCK_TOKENS)
+    m_t = o_t < tokens
+    if GAUSSIAN:
+        b_square = tl.load(p_frame_square + o_t, mask=m_t, other=0.0)
+    else:
+        p_squares = p_frame_sums + SQUARE * n_blocks * tokens
+        b_square = over_blocks(p_squares, n_blocks, tokens, BLOCK_B, BLOCK_TOKENS)
+        garbage = tl.sum((b_square < float("inf")).to(tl.int32), 0) < BLOCK_TOKENS
+        if garbage:
+            # The mean took tokens in that it must not: once more, now that they are known.
+            tl.store(p_frame_square + o_t, b_square, mask=m_t)
             tl.debug_barrier()
-            for start in range(0, k, GATHER_T):
-                o_k = start + tl.arange(0, GATHER_T)
-                m_k = o_k < k
-                b_t = tl.load(p_index + frame * k + o_k, mask=m_k, other=0)
-                copy_rows(
+            for again in range(n_blocks):
+                column_block(
                     p_frame,
-                    p_kept,
-                    b_t * stride_t,
-                    (frame * k + o_k) * width,
-                    m_k,
-                    m_k,
+                    p_channels,
+                    p_past,
+                    p_frame_square,
+                    p_frame_sums,
+                    p_frame_anchors,
+                    again,
+                    n_blocks,
+                    tokens,
+                    channels,
                     width,
-                    GATHER_C,
+                    stride_t,
+                    True,
+                    False,
+                    False,
+                    HAS_CHANNELS,
+                    BLOCK_T,
+                    BLOCK_C,
                 )
+            tl.debug_barrier()
+            # Read again rather than kept, so that the loop has the registers.
+            b_square = tl.load(p_frame_square + o_t, mask=m_t, other=0.0)
+    p_to_mean = p_frame_sums + TO_MEAN * n_blocks * tokens
+    b_to_mean = over_blocks(p_to_mean, n_blocks, tokens, BLOCK_B, BLOCK_TOKENS)
+    mean_square = anchor_square(p_frame_anchors, n_blocks, 128)
+    b_to_temporal = b_to_mean
+    temporal_square = mean_square
+    if HAS_TEMPORAL:
+        p_to_temporal = p_frame_sums + TO_TEMPORAL * n_blocks * tokens
+        b_to_temporal = over_blocks(p_to_temporal, n_blocks, tokens, BLOCK_B, BLOCK_TOKENS)
+        temporal_square = anchor_square(p_frame_anchors + n_blocks, n_blocks, 128)
+    b_score = novelty(
+        b_square,
+        b_to_mean,
+        b_to_temporal,
+        mean_square,
+        temporal_square,
+        tl.cast(alpha, tl.float32),
+        tl.cast(rest, tl.float32),
+        GAUSSIAN,
+        HAS_TEMPORAL,
+    )
+    if CHOOSE:
+        write_choice(b_score, p_index, p_index, frame, tokens, k, True, False, BLOCK_TOKENS)
+    else:
+        tl.store(p_scores + frame * tokens + o_t, b_score, mask=m_t)
+    if GATHER:
+        tl.debug_barrier()
+        for start in range(0, k, GATHER_T):
+            o_k = start + tl.arange(0, GATHER_T)
+            m_k = o_k < k
+            b_t = tl.load(p_index + frame * k + o_k, mask=m_k, other=0)
+            copy_rows(
+                p_frame,
+                p_kept,
+                b_t * stride_t,
+                (frame * k + o_k) * width,
+                m_k,
+                m_k,
+                width,
+                GATHER_C,
+            )
+
+
+@triton.jit
+def column_blocks_kernel(
+    p_tokens,  # [F, T, D]
+    p_channels,  # [c] int64
+    p_temporal,  # [F, c] or [c]
+    p_square,  # [F, T] float32; known before if GAUSSIAN, else scratch
+    p_sums,  # [F, QUANTITIES, blocks, T] float32, scratch
+    p_anchor_sums,  # [F, 2, blocks] float32, scratch
+    tokens,
+    channels,
+    width,
+    stride_f,
+    stride_t,
+    stride_temporal_f,
+    GAUSSIAN: tl.constexpr,
+    HAS_TEMPORAL: tl.constexpr,
+    HAS_CHANNELS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Sum as `anchor_kernel` does, and leave the rest to `finish_frames_kernel`."""
+    n_blocks = tl.cdiv(channels, BLOCK_C)
+    frame = (tl.program_id(0) // n_blocks).to(tl.int64)
+    block = tl.program_id(0) % n_blocks
+    p_frame = p_tokens + frame * stride_f
+    p_past = p_temporal + frame * stride_temporal_f
+    p_frame_square = p_square + frame * tokens
+    p_frame_sums = p_sums + frame * QUANTITIES * n_blocks * tokens
+    p_frame_anchors = p_anchor_sums + frame * 2 * n_blocks
+    column_block(
+        p_frame,
+        p_channels,
+        p_past,
+        p_frame_square,
+        p_frame_sums,
+        p_frame_anchors,
+        block,
+        n_blocks,
+        tokens,
+        channels,
+        width,
+        stride_t,
+        GAUSSIAN,
+        GAUSSIAN,
+        HAS_TEMPORAL,
+        HAS_CHANNELS,
+        BLOCK_T,
+        BLOCK_C,
+    )
+
+
+@triton.jit(do_not_specialize=["k"])
+def finish_frames_kernel(
+    p_tokens,  # [F, T, D]
+    p_channels,  # [c] int64
+    p_temporal,  # [F, c] or [c]
+    p_square,  # [F, T] float32; known before if GAUSSIAN, else scratch
+    p_sums,  # [F, QUANTITIES, blocks, T] float32, scratch
+    p_anchor_sums,  # [F, 2, blocks] float32, scratch
+    p_scores,  # [F, T] float32
+    p_index,  # [F, k] int64
+    p_kept,  # [F, k, D]
+    alpha,
+    rest,
+    k,
+    tokens,
+    channels,
+    width,
+    stride_f,
+    stride_t,
+    stride_temporal_f,
+    GAUSSIAN: tl.constexpr,
+    HAS_TEMPORAL: tl.constexpr,
+    HAS_CHANNELS: tl.constexpr,
+    CHOOSE: tl.constexpr,
+    GATHER: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    GATHER_T: tl.constexpr,
+    GATHER_C: tl.constexpr,
+):
+    """Score and choose as `anchor_kernel` does, in a launch of its own; a program takes a frame."""
+    frame = tl.program_id(0).to(tl.int64)
+    finish_frame(
+        p_tokens,
+        p_channels,
+        p_temporal,
+        p_square,
+        p_sums,
+        p_anchor_sums,
+        p_scores,
+        p_index,
+        p_kept,
+        frame,
+        alpha,
+        rest,
+        k,
+        tokens,
+        channels,
+        width,
+        stride_f,
+        stride_t,
+        stride_temporal_f,
+        GAUSSIAN,
+        HAS_TEMPORAL,
+        HAS_CHANNELS,
+        CHOOSE,
+        GATHER,
+        BLOCK_TOKENS,
+        BLOCK_T,
+        BLOCK_C,
+        BLOCK_B,
+        GATHER_T,
+        GATHER_C,
+    )

@@ -1,4 +1,7 @@
-"""`anchor_scores` on a GPU: one launch for the dual anchors, two for the gaussian strategy."""
+"""`anchor_scores` on a GPU: one launch for the dual anchors, two for the gaussian strategy.
+
+On AMD one more each.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,18 @@ from stc_kernels._blocks import block_sizes
 from stc_kernels._counters import zeroed_counters
 from stc_kernels._launching import (
     blocks,
+    counts_finished_programs,
     launch,
     next_power_of_2,
     selection_warps,
     unit_channels,
 )
-from stc_kernels.ops.anchor_scores.kernel import anchor_kernel, token_squares_kernel
+from stc_kernels.ops.anchor_scores.kernel import (
+    anchor_kernel,
+    column_blocks_kernel,
+    finish_frames_kernel,
+    token_squares_kernel,
+)
 
 _QUANTITIES = 3
 _HELD = 2048  # partial sums that a program holds at once
@@ -81,36 +90,46 @@ def run_anchors(
     gather = block_sizes("gather_tokens", tokens)
     block_tokens = next_power_of_2(int(length))
     count = blocks(int(scored), sizes["BLOCK_C"])
-    launch(
-        anchor_kernel,
-        frames * count,
+    sums = (
         tokens,
         at,
         temporal,
         square,
         scratch(frames, _QUANTITIES, count, length),
         scratch(frames, 2, count),
-        zeroed_counters(frames, tokens),
+    )
+    results = (
         nothing if scores is None else scores,
         nothing if index is None else index,
         nothing if kept is None else kept,
         alpha,
         1.0 - alpha,
+        1 if index is None else index.shape[1],
+    )
+    shape = (
         length,
         scored,
         width,
-        1 if index is None else index.shape[1],
         tokens.stride(0),
         tokens.stride(1),
         temporal.stride(0) if temporal.dim() == 2 else 0,
-        GAUSSIAN=gaussian,
-        HAS_TEMPORAL=temporal_anchor is not None,
-        HAS_CHANNELS=channels is not None,
-        CHOOSE=index is not None,
-        GATHER=kept is not None,
-        BLOCK_TOKENS=block_tokens,
-        BLOCK_B=max(1, _HELD // block_tokens),
-        GATHER_T=gather["BLOCK_T"],
-        GATHER_C=gather["BLOCK_C"],
-        **sizes,
     )
+    summing = {
+        "GAUSSIAN": gaussian,
+        "HAS_TEMPORAL": temporal_anchor is not None,
+        "HAS_CHANNELS": channels is not None,
+    } | sizes
+    choosing = {
+        "CHOOSE": index is not None,
+        "GATHER": kept is not None,
+        "BLOCK_TOKENS": block_tokens,
+        "BLOCK_B": max(1, _HELD // block_tokens),
+        "GATHER_T": gather["BLOCK_T"],
+        "GATHER_C": gather["BLOCK_C"],
+    }
+    if counts_finished_programs():
+        arguments = (*sums, zeroed_counters(frames, tokens), *results, *shape)
+        launch(anchor_kernel, frames * count, *arguments, **summing, **choosing)
+    else:
+        launch(column_blocks_kernel, frames * count, *sums, *shape, **summing)
+        launch(finish_frames_kernel, frames, *sums, *results, *shape, **summing, **choosing)

@@ -31,6 +31,41 @@ def channel_variance_kernel(
     n_blocks = tl.cdiv(channels, BLOCK_C)
     block = tl.program_id(0) % n_blocks
     chunk = (tl.program_id(0) // n_blocks).to(tl.int64)
+    sum_chunk(
+        p_tokens,
+        p_sums,
+        block,
+        chunk,
+        rows,
+        tokens,
+        channels,
+        stride_f,
+        stride_t,
+        ROWS,
+        BLOCK_T,
+        BLOCK_C,
+    )
+    chunks = tl.num_programs(0) // n_blocks
+    if is_last_of_frame(p_counters, block, chunks):
+        add_chunks(p_sums, p_variance, block, chunks, rows, channels, BLOCK_T, BLOCK_C)
+
+
+@triton.jit
+def sum_chunk(
+    p_tokens,
+    p_sums,
+    block,
+    chunk,
+    rows,
+    tokens,
+    channels,
+    stride_f,
+    stride_t,
+    ROWS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Write Σd and Σd² of a block of channels over a chunk of rows."""
     o_c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = o_c < channels
     first = chunk * ROWS
@@ -49,22 +84,76 @@ def channel_variance_kernel(
     p_own = p_sums + chunk * 2 * channels + o_c
     tl.store(p_own, tl.sum(b_sum, 0), mask=m_c)
     tl.store(p_own + channels, tl.sum(b_square, 0), mask=m_c)
-    chunks = tl.num_programs(0) // n_blocks
-    if is_last_of_frame(p_counters, block, chunks):
-        b_sums = tl.zeros([BLOCK_T, BLOCK_C], tl.float64)
-        b_squares = tl.zeros([BLOCK_T, BLOCK_C], tl.float64)
-        for start in range(0, chunks, BLOCK_T):
-            o_chunk = start + tl.arange(0, BLOCK_T)
-            m = (o_chunk < chunks)[:, None] & m_c[None, :]
-            o_sum = (o_chunk.to(tl.int64) * 2 * channels)[:, None] + o_c[None, :]
-            b_sums += tl.load(p_sums + o_sum, mask=m, other=0.0, cache_modifier=".cg")
-            b_squares += tl.load(p_sums + channels + o_sum, mask=m, other=0.0, cache_modifier=".cg")
-        b_total = tl.sum(b_sums, 0)
-        count = tl.cast(rows, tl.float64)
-        b_variance = (tl.sum(b_squares, 0) - b_total * b_total / count) / count
-        b_variance = tl.where(b_variance < 0.0, 0.0, b_variance).to(tl.float32)
-        finite = b_variance < float("inf")
-        tl.store(p_variance + o_c, tl.where(finite, b_variance, float("inf")), mask=m_c)
+
+
+@triton.jit
+def add_chunks(
+    p_sums, p_variance, block, chunks, rows, channels, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Write the variance of a block of channels from the sums over each chunk of rows."""
+    o_c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_c = o_c < channels
+    b_sums = tl.zeros([BLOCK_T, BLOCK_C], tl.float64)
+    b_squares = tl.zeros([BLOCK_T, BLOCK_C], tl.float64)
+    for start in range(0, chunks, BLOCK_T):
+        o_chunk = start + tl.arange(0, BLOCK_T)
+        m = (o_chunk < chunks)[:, None] & m_c[None, :]
+        o_sum = (o_chunk.to(tl.int64) * 2 * channels)[:, None] + o_c[None, :]
+        b_sums += tl.load(p_sums + o_sum, mask=m, other=0.0, cache_modifier=".cg")
+        b_squares += tl.load(p_sums + channels + o_sum, mask=m, other=0.0, cache_modifier=".cg")
+    b_total = tl.sum(b_sums, 0)
+    count = tl.cast(rows, tl.float64)
+    b_variance = (tl.sum(b_squares, 0) - b_total * b_total / count) / count
+    b_variance = tl.where(b_variance < 0.0, 0.0, b_variance).to(tl.float32)
+    finite = b_variance < float("inf")
+    tl.store(p_variance + o_c, tl.where(finite, b_variance, float("inf")), mask=m_c)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def channel_sums_kernel(
+    p_tokens,  # [F, T, D]
+    p_sums,  # [chunks, 2, D] float64
+    rows,
+    tokens,
+    channels,
+    stride_f,
+    stride_t,
+    ROWS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Sum as `channel_variance_kernel` does, and leave the rest to `add_chunks_kernel`."""
+    n_blocks = tl.cdiv(channels, BLOCK_C)
+    block = tl.program_id(0) % n_blocks
+    chunk = (tl.program_id(0) // n_blocks).to(tl.int64)
+    sum_chunk(
+        p_tokens,
+        p_sums,
+        block,
+        chunk,
+        rows,
+        tokens,
+        channels,
+        stride_f,
+        stride_t,
+        ROWS,
+        BLOCK_T,
+        BLOCK_C,
+    )
+
+
+@triton.jit(do_not_specialize=["rows", "chunks"])
+def add_chunks_kernel(
+    p_sums,  # [chunks, 2, D] float64
+    p_variance,  # [D] float32
+    rows,
+    chunks,
+    channels,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Write the variance of each channel; a program takes BLOCK_C channels."""
+    add_chunks(p_sums, p_variance, tl.program_id(0), chunks, rows, channels, BLOCK_T, BLOCK_C)
 
 
 @triton.jit(do_not_specialize=["keep"])

@@ -70,11 +70,31 @@ def select_dynamic_kernel(
     b_similarity = tl.where(m_held, b_similarity, float("nan"))
     tl.store(p_similarity + frame * tokens + o_t, b_similarity, mask=o_t < tokens)
     if is_last_of_frame(p_counters, frame, n_blocks):
-        o_all = tl.arange(0, BLOCK_TOKENS)
-        b_all = tl.load(
-            p_similarity + frame * tokens + o_all,
-            mask=o_all < tokens,
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        write_choice(b_all, p_index, p_slot, frame, tokens, k, False, True, BLOCK_TOKENS)
+        choose_tokens(p_similarity, p_index, p_slot, frame, tokens, k, BLOCK_TOKENS)
+
+
+@triton.jit
+def choose_tokens(p_similarity, p_index, p_slot, frame, tokens, k, BLOCK_TOKENS: tl.constexpr):
+    """Choose the k least similar tokens of a frame whose similarities are in scratch."""
+    o_all = tl.arange(0, BLOCK_TOKENS)
+    b_all = tl.load(
+        p_similarity + frame * tokens + o_all,
+        mask=o_all < tokens,
+        other=0.0,
+        cache_modifier=".cg",
+    )
+    write_choice(b_all, p_index, p_slot, frame, tokens, k, False, True, BLOCK_TOKENS)
+
+
+@triton.jit(do_not_specialize=["k"])
+def choose_tokens_kernel(
+    p_similarity,  # [F, T] float32
+    p_index,  # [F, k] int64
+    p_slot,  # [F, T] int32
+    tokens,
+    k,
+    BLOCK_TOKENS: tl.constexpr,
+):
+    """Choose as `select_dynamic_kernel` does, in a launch of its own; a program takes a frame."""
+    frame = tl.program_id(0).to(tl.int64)
+    choose_tokens(p_similarity, p_index, p_slot, frame, tokens, k, BLOCK_TOKENS)
