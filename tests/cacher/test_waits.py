@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from cacher.conftest import Waits
+from cacher.fake_gpu import FakeGpus, on_gpu
 
 from stc_stream import CacherConfig, attach_cacher
 from stc_stream.cacher.waits import LateFlags
@@ -118,3 +121,48 @@ def test_a_broken_frame_stays_counted_when_its_stream_goes(make_tower, make_clip
         cacher.reset()
         assert (cacher.stats.rejected, cacher.stats.frames) == (3, 3)
     assert cacher.stats.rejected == 3
+
+
+BATCHES = ["abc", "abcab", "abc", "aabbcc", "bb", "aa"]
+"""A row's stream each."""
+
+
+def followed(batches, interval):
+    """Tell of each batch whether one of its refresh frames is followed by another of its stream."""
+    frames, found = Counter(), []
+    for names in batches:
+        refreshed, waits = set(), False
+        for name in names:
+            refreshes = frames[name] % interval == 0
+            waits = waits or (name in refreshed and not refreshes)
+            refreshed |= {name} if refreshes else set()
+            frames[name] += 1
+        found.append(waits)
+    return found
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("config", [CacherConfig.paper, CacherConfig])
+def test_on_a_gpu_a_batch_waits_once_at_most_before_the_first_layer(
+    make_tower, make_clip, monkeypatch, config, graph
+):
+    tower, clip = make_tower(vision_use_head=False), make_clip(6)
+    config = config(refresh_interval=2, self_check=False, cuda_graph=graph)
+    with FakeGpus(monkeypatch) as gpus:
+        on_gpu(tower, gpus, "cuda:0")
+        clip = gpus.put(clip, "cuda:0")
+        counts = []
+        with attach_cacher(tower, config) as cacher:
+            for names in 3 * BATCHES:
+                gpus.waits.clear()
+                gpus.launches.clear()
+                with cacher.streams(list(names)):
+                    features(tower, clip[: len(names)])
+                counts.append(len(gpus.waits))
+                assert all(before["aten.native_layer_norm"] == 0 for _, before in gpus.waits)
+            assert not graph or cacher._graphs.replays > 0
+    if config.refresh_on_change is None:
+        assert counts == followed(3 * BATCHES, 2)
+    else:
+        # One each, but where no stream has had a frame, and where all are due for a refresh.
+        assert counts == [each not in (0, 12) for each in range(18)]

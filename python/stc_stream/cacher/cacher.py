@@ -22,6 +22,7 @@ from stc_stream.cacher.forward import Forward
 from stc_stream.cacher.graphs import GraphStore
 from stc_stream.cacher.modality import Modality, model_paths
 from stc_stream.cacher.patching import Patches
+from stc_stream.cacher.queues import Turns
 from stc_stream.cacher.record import Recording
 from stc_stream.cacher.references import FrameKind, LayerShape, ReferencePool
 from stc_stream.cacher.refusals import (
@@ -135,7 +136,7 @@ class Cacher:
         self.tower = tower
         self._scopes = Scopes()
         self._lock = threading.RLock()
-        self._last_forward: torch.cuda.Event | None = None
+        self._turns = Turns()
         self._running = False
         self._named = False
         self._warned = False
@@ -288,7 +289,7 @@ class Cacher:
         grids = read_grids(self.tower, signature, args, kwargs)
         if scope.streams is None and self._named:
             refuse_unnamed_rows()
-        with self._lock, torch.no_grad(), self._in_turn():
+        with self._lock, torch.no_grad(), self._turns.next(self._device):
             # The lock lets its own thread in, and a fresh context does not know of the forward.
             if self._running:
                 raise RuntimeError("the tower was called again from inside its own forward")
@@ -319,17 +320,9 @@ class Cacher:
             self._reused += forward.tokens - forward.computed
         return output
 
-    @contextmanager
-    def _in_turn(self) -> Iterator[None]:
-        """Have the device finish the last forward first, which threads may run on other queues."""
-        if self._last_forward is not None:
-            self._last_forward.wait()
-        try:
-            yield
-        finally:
-            if self.tower.layers[0].key.weight.is_cuda:
-                self._last_forward = torch.cuda.Event()
-                self._last_forward.record()
+    @property
+    def _device(self) -> torch.device:
+        return self.tower.layers[0].key.weight.device
 
     def _run_layer(self, number: int, *args: Any, **kwargs: Any) -> Any:
         scope = self._scopes.current

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from stc_stream.cacher.queues import StreamUses
+
 Work = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 MOST_GRAPHS = 16
 """Graphs held at once; the one not replayed for longest is let go."""
+
+# A process may have one capture at a time, whichever towers its threads run.
+_CAPTURING = threading.RLock()
 
 
 class Backend(Protocol):
@@ -32,10 +38,11 @@ class Backend(Protocol):
 
 
 class CudaBackend:
-    """CUDA graphs; all share one pool of memory, since one is replayed at a time."""
+    """CUDA graphs; all of a device share one pool of memory, since one is replayed at a time."""
 
     def __init__(self) -> None:
-        self._memory: Any = None
+        # torch.cuda.graph: captures share a pool's memory where they are made on one stream.
+        self._own: dict[torch.device, tuple[torch.cuda.Stream, Any]] = {}
 
     def refusal(self, device: torch.device) -> str | None:
         """Say why nothing can be captured on a device; None: it can."""
@@ -44,19 +51,43 @@ class CudaBackend:
     def capture(
         self, work: Work, inputs: Sequence[Tensor]
     ) -> tuple[Callable[[], None], Sequence[Tensor]]:
-        """Run `work` on a side stream, which makes what it needs on first use; then capture it."""
-        side = torch.cuda.Stream(inputs[0].device)
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                work(inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        if self._memory is None:
-            self._memory = torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._memory):
-            outputs = work(inputs)
+        """Run `work` on a stream of its own, which makes what it needs; then capture it there.
+
+        Other threads may go on launching, allocating and waiting meanwhile. Not `torch.cuda.graph`,
+        which waits for the whole device, where one of them may be capturing, and leaves this thread
+        on the other stream when a capture ends in an error.
+        """
+        device = inputs[0].device
+        with _CAPTURING, torch.cuda.device(device):
+            before = torch.cuda.current_stream(device)
+            if device not in self._own:
+                self._own[device] = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+            own, memory = self._own[device]
+            own.wait_stream(before)
+            try:
+                with torch.cuda.stream(own):
+                    for _ in range(2):
+                        work(inputs)
+                    graph, outputs = _captured_once(work, inputs, memory)
+            finally:
+                before.wait_stream(own)
         return graph.replay, outputs
+
+
+def _captured_once(
+    work: Work, inputs: Sequence[Tensor], memory: Any
+) -> tuple[torch.cuda.CUDAGraph, Sequence[Tensor]]:
+    graph = torch.cuda.CUDAGraph()
+    graph.capture_begin(pool=memory, capture_error_mode="thread_local")
+    try:
+        outputs = work(inputs)
+    except BaseException:
+        # It fails too, but with less to say.
+        with suppress(Exception):
+            graph.capture_end()
+        raise
+    graph.capture_end()
+    return graph, outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +95,7 @@ class _Captured:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     replay: Callable[[], None]
+    uses: StreamUses = field(default_factory=StreamUses)
 
 
 class GraphStore:
@@ -145,7 +177,9 @@ class GraphStore:
             while len(self._graphs) > self._most:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
-        for static, given in zip(captured.inputs, inputs, strict=True):
+        held = captured.inputs
+        captured.uses.tell(held[0].device, lambda: held)
+        for static, given in zip(held, inputs, strict=True):
             static.copy_(given)
         captured.replay()
         self.replays += 1

@@ -13,6 +13,7 @@ from stc_stream.cacher.config import CacherConfig
 from stc_stream.cacher.references import FrameKind, ReferencePool
 from stc_stream.cacher.selection import TokenSelection
 from stc_stream.cacher.streams import Stream
+from stc_stream.cacher.waits import index_tensor
 
 
 class Index:
@@ -248,14 +249,6 @@ class PlanDraft:
     def _row(self, frame: int) -> int:
         self._frames.append(frame)
         return len(self._frames) - 1
-
-
-def index_tensor(places: Sequence[int], device: torch.device) -> Tensor:
-    """Return places as int64 on a device, without waiting for it."""
-    index = torch.tensor(places, dtype=torch.int64)
-    if device.type != "cuda":
-        return index.to(device)
-    return index.pin_memory().to(device, non_blocking=True)
 
 
 def _selective(pairs: Sequence[tuple[int, int]], device: torch.device) -> Selective | None:

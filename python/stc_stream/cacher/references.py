@@ -11,6 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stc_stream.cacher.queues import StreamUses
+from stc_stream.cacher.waits import index_tensor
+
 _GENERATIONS = itertools.count()
 
 
@@ -65,8 +68,8 @@ class LayerReferences:
 
     def some(self, entries: Sequence[int]) -> LayerReferences:
         """Return copies of references, ascending, without entries that it has no room for."""
-        index = torch.tensor([entry for entry in entries if entry < self.key.shape[0]])
-        index = index.to(self.key.device, torch.int64)
+        here = [entry for entry in entries if entry < self.key.shape[0]]
+        index = index_tensor(here, self.key.device)
         # A tensor made in inference mode could not be written outside it later.
         with torch.inference_mode(False), torch.no_grad():
             copies = [tensor.index_select(0, index) for tensor in self.tensors()]
@@ -126,6 +129,7 @@ class ReferencePool:
         self._depth: list[int] = []
         self._room = 0
         self._free: list[int] = []
+        self._uses = StreamUses()
 
     @property
     def entry_bytes(self) -> int:
@@ -142,12 +146,7 @@ class ReferencePool:
     @property
     def bytes(self) -> int:
         """Bytes held, free entries included."""
-        return sum(
-            tensor.numel() * tensor.element_size()
-            for layer in self._layers
-            if layer is not None
-            for tensor in layer.tensors()
-        )
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors())
 
     @property
     def entries(self) -> int:
@@ -158,6 +157,10 @@ class ReferencePool:
     def in_use(self) -> int:
         """Entries that streams hold."""
         return len(self._depth) - len(self._free)
+
+    def use(self) -> None:
+        """Note that a forward on the current stream will read and write what is held."""
+        self._uses.tell(self.kind.device, self._tensors)
 
     def acquire(self) -> int:
         """Give out an entry."""
@@ -216,7 +219,7 @@ class ReferencePool:
     def kept_as_is(self, entries: Sequence[int]) -> Iterator[None]:
         """Put back, on leaving, what these entries held before."""
         layers = [layer for layer in self._layers if layer is not None]
-        index = torch.tensor(entries, dtype=torch.int64, device=self.kind.device)
+        index = index_tensor(entries, self.kind.device)
         before = [[each.index_select(0, index) for each in x.tensors()] for x in layers]
         try:
             yield
@@ -242,7 +245,7 @@ class ReferencePool:
         self._depth = [self._depth[entry] for entry in used]
         self._free = []
         self._room = len(used)
-        self.generation = next(_GENERATIONS)
+        self._moved()
         return {entry: place for place, entry in enumerate(used) if entry != place}
 
     def _stored_keys(self, key: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -270,8 +273,17 @@ class ReferencePool:
             else None,
         )
         self._layers[layer] = grown
-        self.generation = next(_GENERATIONS)
+        self._moved()
         return grown
+
+    def _moved(self) -> None:
+        self.generation = next(_GENERATIONS)
+        self._uses.forget()
+
+    def _tensors(self) -> Iterator[Tensor]:
+        for layer in self._layers:
+            if layer is not None:
+                yield from layer.tensors()
 
     def _grown(self, held: Tensor | None, last: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         shape = (self._room, self.kind.tokens, *last)

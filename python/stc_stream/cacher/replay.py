@@ -11,7 +11,8 @@ from torch.nn import Parameter
 from stc_stream.cacher.attention import Positions
 from stc_stream.cacher.graphs import GraphStore
 from stc_stream.cacher.layer import run_layer
-from stc_stream.cacher.plan import BatchPlan, GivenIndex, Rows, Saved, Selective, index_tensor
+from stc_stream.cacher.plan import BatchPlan, GivenIndex, Rows, Saved, Selective
+from stc_stream.cacher.waits import index_tensor
 from stc_stream.towers import TowerSpec
 
 

@@ -107,6 +107,7 @@ class RefreshScheduler:
             for stream in plan.saved_streams:
                 stream.frame = None
             draft.pool.reserve()
+            draft.pool.use()
             plans.append(plan)
         self._table.drop_empty_pools()
         return tuple(plans)

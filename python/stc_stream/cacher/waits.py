@@ -19,6 +19,14 @@ def fetched(parts: Sequence[Tensor]) -> list[list[float]]:
     return [numbers[end - part.shape[0] : end] for part, end in zip(parts, ends, strict=True)]
 
 
+def index_tensor(places: Sequence[int], device: torch.device) -> Tensor:
+    """Return places as int64 on a device, without waiting for it."""
+    index = torch.tensor(places, dtype=torch.int64)
+    if device.type != "cuda":
+        return index.to(device)
+    return index.pin_memory().to(device, non_blocking=True)
+
+
 class LateFlags:
     """Flags that go to the host behind the work that makes them, and are read once they are there.
 
