@@ -15,17 +15,9 @@ from __future__ import annotations
 
 import argparse
 from importlib.resources import as_file, files
-from typing import Any
 
-import torch
-
-from stc_stream import (
-    CacherConfig,
-    PrunerConfig,
-    RetrievalMemory,
-    SessionProcessor,
-    StreamingSession,
-)
+from stc_stream import CacherConfig, PrunerConfig, RetrievalMemory, StreamingSession
+from stc_stream.session.load import load_video_llm
 from stc_stream.video import open_video
 
 CACHER = CacherConfig.paper(update_ratio=0.25, refresh_interval=2)
@@ -73,7 +65,8 @@ def open_session(name: str | None) -> StreamingSession:
 
         (model, processor), (tokens, memory) = build_llava_onevision(), SMALL
     else:
-        (model, processor), (tokens, memory) = load(name), PUBLISHED
+        llm = load_video_llm(name)
+        model, processor, (tokens, memory) = llm.model, llm.processor, PUBLISHED
     return StreamingSession(
         model,
         processor,
@@ -83,15 +76,6 @@ def open_session(name: str | None) -> StreamingSession:
         # So that a stream without an end stays within the model's context.
         positions="contiguous",
     )
-
-
-def load(name: str) -> tuple[Any, SessionProcessor]:
-    """Return a model of the hub, on a GPU where there is one, and its processor."""
-    from transformers import LlavaOnevisionForConditionalGeneration
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = LlavaOnevisionForConditionalGeneration.from_pretrained(name, dtype="auto")
-    return model.to(device).eval(), SessionProcessor.from_pretrained(name)
 
 
 if __name__ == "__main__":
