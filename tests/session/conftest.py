@@ -1,8 +1,9 @@
-"""Small LLaVA-OneVisions with random weights, what the stock model makes of a video, and clips."""
+"""Small video LLMs with random weights, what the stock model makes of a video, and clips."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,57 +16,175 @@ if TYPE_CHECKING:
 QUESTION = "What is on the table?"
 
 
+FAMILIES = ("LLaVA-OneVision", "Qwen2-VL", "Qwen2.5-VL")
+only_llava = pytest.mark.parametrize("family", ["LLaVA-OneVision"])
+"""For what hangs on no family, or on this one's numbers."""
+only_qwen = pytest.mark.parametrize("family", FAMILIES[1:])
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A model with its processor, and the stock model's own way from frames to logits."""
+    """A model with its processor, and the stock model's own way from frames to logits.
+
+    As it stands for LLaVA-OneVision; a subclass says what is another in other families.
+    """
 
     model: Any
     processor: SessionProcessor
+    deep = 1
 
     @property
     def video_token(self) -> int:
         return self.model.config.video_token_id
 
+    def tokens(self, frames: Tensor) -> int:
+        """Return the tokens of a temporal patch of such frames (T)."""
+        return 16
+
+    def patches(self, frames: Tensor) -> int:
+        """Return how many temporal patches the stock processor makes of frames."""
+        return -(-len(frames) // self.deep)
+
+    def placeholders(self, frames: Tensor) -> int:
+        """Return how many video tokens stand for frames in a prompt."""
+        return self.tokens(frames) * self.patches(frames) + 1
+
+    def videos(self, frames: Tensor) -> dict[str, Any]:
+        """Return what the stock processor makes of a video."""
+        return {"pixel_values_videos": self.pixels(frames)}
+
     def pixels(self, frames: Tensor) -> Tensor:
-        """Return pixel values as the stock model takes them, [1, F, 3, H, W]."""
+        """Return pixel values as LLaVA-OneVision takes them, [1, F, 3, H, W]."""
         return self.processor.pixels(frames)[None]
 
-    def inputs(self, frames: Tensor, question: str = QUESTION) -> dict[str, Tensor]:
+    def inputs(self, frames: Tensor, question: str = QUESTION) -> dict[str, Any]:
         """Return what the stock processor gives the stock model, as streaming.md says."""
         prompt = self.processor.prompt(question, video=True)
-        placeholders = [self.video_token] * (16 * len(frames) + 1)
+        placeholders = [self.video_token] * self.placeholders(frames)
         ids = torch.tensor([[*prompt.before, *placeholders, *prompt.after]])
-        return {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "pixel_values_videos": self.pixels(frames),
-        }
+        return self.with_ids(self.videos(frames), ids)
+
+    def with_ids(self, inputs: dict[str, Any], ids: Tensor) -> dict[str, Any]:
+        """Return inputs of the stock model with other tokens around the same videos."""
+        return {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def together(self, rows: list[dict[str, Any]], pad: int = 0) -> dict[str, Any]:
+        """Return inputs of several prompts as one batch, padded on the left."""
+        longest = max(row["input_ids"].shape[1] for row in rows)
+        whole = {}
+        for name in rows[0]:
+            values = [row[name] for row in rows]
+            if name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+                fill = pad if name == "input_ids" else 0
+                values = [
+                    torch.nn.functional.pad(own, (longest - own.shape[1], 0), value=fill)
+                    for own in values
+                ]
+            whole[name] = torch.cat(values)
+        return whole
 
     @torch.no_grad()
     def logits(self, frames: Tensor, question: str = QUESTION) -> Tensor:
         """Return the stock model's logits of the first token of an answer, [vocabulary]."""
-        inputs = self.inputs(frames, question)
-        del inputs["attention_mask"]
-        return self.model(**inputs).logits[0, -1]
+        return self.run(self.inputs(frames, question))[-1]
+
+    @torch.no_grad()
+    def run(self, inputs: dict[str, Any]) -> Tensor:
+        """Return the stock model's logits, [S, vocabulary]."""
+        return self.model(**{**inputs, "attention_mask": None}).logits[0]
 
     @torch.no_grad()
     def embedded(self, frames: Tensor, question: str = QUESTION) -> Tensor:
-        """Return the LLM's input in the stock path, [S, D]: text, all tokens, newline, text."""
+        """Return the LLM's input in the stock path, [S, D]: text, video, text."""
         core = self.model.model
         prompt = self.processor.prompt(question, video=True)
         table = core.get_input_embeddings()
-        features = core.get_video_features(self.pixels(frames), return_dict=True).pooler_output
-        video = [features[0, : 16 * len(frames)], core.image_newline[None]]
         before, after = (table(torch.tensor(ids)) for ids in (prompt.before, prompt.after))
-        return torch.cat([before, *video, after])
+        return torch.cat([before, self.features(frames), after])
+
+    def features(self, frames: Tensor) -> Tensor:
+        """Return what stands in the places of a video's tokens, [n, D]."""
+        core = self.model.model
+        features = core.get_video_features(self.pixels(frames), return_dict=True).pooler_output
+        return torch.cat([features[0, : 16 * len(frames)], core.image_newline[None]])
+
+    def positions(self, frames: Tensor, question: str = QUESTION) -> Tensor:
+        """Return the positions of all tokens in the stock path, [1, S] or [3, 1, S]."""
+        return torch.arange(self.inputs(frames, question)["input_ids"].shape[1])[None]
 
 
-def make_case(seed: int, **sizes: Any) -> Case:
+class QwenCase(Case):
+    """Two frames make a temporal patch; positions have three axes."""
+
+    deep = 2
+
+    def tokens(self, frames: Tensor) -> int:
+        height, width = self.processor.pixels(frames).shape[2:]
+        return height * width // 8**2
+
+    def placeholders(self, frames: Tensor) -> int:
+        return self.tokens(frames) * self.patches(frames)
+
+    def videos(self, frames: Tensor) -> dict[str, Any]:
+        pixels = self.processor.pixels(frames)
+        if len(pixels) % 2:
+            pixels = torch.cat([pixels, pixels[-1:]])
+        patches, grid = patched(pixels)
+        own = {"pixel_values_videos": patches, "video_grid_thw": grid}
+        if self.model.config.model_type == "qwen2_5_vl":
+            own["second_per_grid_ts"] = torch.tensor([2 / 24])
+        return own
+
+    def with_ids(self, inputs: dict[str, Any], ids: Tensor) -> dict[str, Any]:
+        inputs = super().with_ids(inputs, ids)
+        if "mm_token_type_ids" in signature(self.model.forward).parameters:
+            inputs["mm_token_type_ids"] = 2 * (ids == self.video_token).int()
+        return inputs
+
+    def features(self, frames: Tensor) -> Tensor:
+        videos = self.videos(frames)
+        output = self.model.model.get_video_features(
+            videos["pixel_values_videos"], videos["video_grid_thw"], return_dict=True
+        )
+        return torch.cat(tuple(output.pooler_output))
+
+    def positions(self, frames: Tensor, question: str = QUESTION) -> Tensor:
+        inputs = self.inputs(frames, question)
+        rope_index = self.model.model.get_rope_index
+        known = signature(rope_index).parameters
+        return rope_index(**{name: inputs[name] for name in inputs if name in known})[0]
+
+
+def patched(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return patches of 4 pixels, two by two next to each other and two frames deep, and the grid.
+
+    Written out, as the definition of what the stock processor does.
+    """
+    frames, _, height, width = pixels.shape
+    patches = [
+        pixels[t : t + 2, :, y + i : y + i + 4, x + j : x + j + 4].transpose(0, 1).flatten()
+        for t in range(0, frames, 2)
+        for y in range(0, height, 8)
+        for x in range(0, width, 8)
+        for i in (0, 4)
+        for j in (0, 4)
+    ]
+    return torch.stack(patches), torch.tensor([[frames // 2, height // 4, width // 4]])
+
+
+def make_case(seed: int, family: str = "LLaVA-OneVision", **sizes: Any) -> Case:
     """Return a model whose logits hang on every frame, and on their order."""
     # Not above: transformers looks for torchvision once, before the path to it is known.
-    from stc_stream.session.untrained import LlavaSizes, build_llava_onevision
+    from stc_stream.session import untrained
 
-    model, processor = build_llava_onevision(LlavaSizes(**sizes), seed)
+    if family == "LLaVA-OneVision":
+        build = untrained.build_llava_onevision
+        kind, settings = Case, untrained.LlavaSizes(**sizes)
+    else:
+        name = family.replace("-", "_").replace(".", "_").lower()
+        build = getattr(untrained, f"build_{name}")
+        kind, settings = QwenCase, untrained.QwenSizes(**sizes)
+    model, processor = build(settings, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -73,7 +192,7 @@ def make_case(seed: int, **sizes: Any) -> Case:
                 weight.mul_(2)
             elif weight.dim() == 1:
                 weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
-    return Case(model, processor)
+    return kind(model, processor)
 
 
 @pytest.fixture(autouse=True)
@@ -85,9 +204,14 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture
-def case(seed: int) -> Case:
-    return make_case(seed)
+def case(seed: int, family: str) -> Case:
+    return make_case(seed, family)
 
 
 @pytest.fixture

@@ -20,6 +20,12 @@ from stc_stream import (
 )
 
 
+@pytest.fixture
+def family() -> str:
+    """What is wrong is wrong for every family."""
+    return "LLaVA-OneVision"
+
+
 def zeros(*shape, dtype=torch.uint8):
     return torch.zeros(shape, dtype=dtype)
 

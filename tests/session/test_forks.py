@@ -37,10 +37,13 @@ class Watched:
         return int(logits[:20].argmax())
 
 
-@pytest.fixture(params=[None, 120], ids=["room to spare", "full"])
-def memory(request):
-    """With 120 tokens the fifth frame nearly fills the memory: answers need room elsewhere."""
-    return FullMemory(request.param)
+@pytest.fixture(params=["room to spare", "full"])
+def memory(request, case, frames):
+    """When it is full, seven frames fill the memory: answers need room elsewhere."""
+    if request.param == "room to spare":
+        return FullMemory()
+    before = len(case.processor.prompt("?", video=True).before)
+    return FullMemory(before + case.tokens(frames) * (7 // case.deep) + 2)
 
 
 def test_frames_between_two_pieces_change_no_logits(case, frames, memory):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from session.conftest import QUESTION, steps_of_a_quarter
+from session.conftest import QUESTION, only_llava, steps_of_a_quarter
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
@@ -112,6 +112,7 @@ class Allocations(TorchDispatchMode):
         return result
 
 
+@only_llava
 @pytest.mark.parametrize("frames", [10, 500, 5000])
 def test_writing_a_frame_costs_what_it_has(case, frames):
     """Nothing is allocated after the first frame, and a frame's own bytes alone are copied."""
@@ -128,6 +129,7 @@ def test_writing_a_frame_costs_what_it_has(case, frames):
     assert torch.equal(cache.values[:, :, :16], values)
 
 
+@only_llava
 def test_allocations_are_counted(case):
     """The measure of the test above sees what transformers' own cache does."""
     cache = DynamicCache(config=case.model.config.get_text_config()).layers[0]
@@ -139,6 +141,7 @@ def test_allocations_are_counted(case):
     assert count.allocated == 11 * (keys.nbytes + values.nbytes)
 
 
+@only_llava
 @pytest.mark.parametrize("positions", ["kept", "contiguous"])
 def test_what_does_not_fit_is_an_error_before_anything_is_lost(case, generator, positions):
     before = len(case.processor.prompt("?", video=True).before)
@@ -195,6 +198,7 @@ def test_positions_end_with_the_models_context(seed, frames):
             session.score("?", ["a" * 101])
 
 
+@only_llava
 def test_bytes_are_reported(case, frames):
     with StreamingSession(case.model, case.processor, memory=FullMemory(200)) as session:
         empty = session.stats
@@ -223,11 +227,13 @@ def test_settings_are_checked(tokens, error, words):
         FullMemory(tokens)
 
 
+@only_llava
 def test_a_memory_is_not_larger_than_the_context(case):
     with pytest.raises(ValueError, match="at most 4096, the model's context, but is 5000"):
         StreamingSession(case.model, case.processor, memory=FullMemory(5000))
 
 
+@only_llava
 def test_a_budget_that_is_known_later_is_checked_before_anything_is_written(case, generator):
     """A pruner without a fixed budget: what it kept does not fit, and none of it counts."""
     frames = steps_of_a_quarter(8, generator)

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from session.conftest import QUESTION
+from session.conftest import QUESTION, only_llava
 
 from stc_stream import SessionProcessor, StreamingSession
 from stc_stream.session.pixels import PixelSettings
@@ -43,6 +43,7 @@ class Whole:
         self.chat_template = chat_template
 
 
+@only_llava
 def test_a_stock_processor(case, frames):
     pytest.importorskip("torchvision", reason="torchvision is not installed here")
     import transformers
@@ -78,6 +79,7 @@ def test_a_stock_processor(case, frames):
     assert inputs["input_ids"].tolist() == case.inputs(frames)["input_ids"].tolist()
 
 
+@only_llava
 def test_frames_of_readers_that_own_their_buffers(case, frames):
     array = frames.numpy()
     array.flags.writeable = False
@@ -88,6 +90,7 @@ def test_frames_of_readers_that_own_their_buffers(case, frames):
     assert torch.equal(case.processor.pixels(frames), expected)
 
 
+@only_llava
 @pytest.mark.parametrize("layout", ["processor_config", "video_preprocessor_config", "old"])
 def test_files_of_a_checkpoint(case, tmp_path, layout):
     case.processor.tokenizer.save_pretrained(tmp_path)
@@ -111,6 +114,7 @@ def test_files_of_a_checkpoint(case, tmp_path, layout):
     assert (ours.before, ours.after) == (theirs.before, theirs.after)
 
 
+@only_llava
 def test_a_checkpoint_without_settings_for_frames(case, tmp_path):
     case.processor.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(OSError, match="has no settings for frames: none of video_preprocessor"):

@@ -16,6 +16,12 @@ COMPRESSED = {
 }
 
 
+@pytest.fixture
+def family() -> str:
+    """Written out for one axis of positions and a frame at a time."""
+    return "LLaVA-OneVision"
+
+
 @pytest.mark.parametrize("fed", [0, 2, 3, 8])
 def test_it_answers_as_the_stock_model_on_the_last_frames(case, frames, fed):
     with StreamingSession(case.model, case.processor, memory=RecentMemory(3)) as session:

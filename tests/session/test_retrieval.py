@@ -32,6 +32,12 @@ from stc_stream import (
 PRUNED = {"pruner": PrunerConfig.paper(6)}
 
 
+@pytest.fixture
+def family() -> str:
+    """Written out for one axis of positions and a frame at a time."""
+    return "LLaVA-OneVision"
+
+
 class Uneven:
     """A pruner that keeps another number of tokens of each frame: of some none."""
 

@@ -29,6 +29,8 @@ def is_plain(model) -> bool:
 
 def tower_layer(model, number: int) -> torch.nn.Module:
     """Return a layer of a model's tower, which has had two homes in it."""
+    if hasattr(model.model, "visual"):
+        return model.model.visual.blocks[number]
     tower = model.model.vision_tower
     return getattr(tower, "vision_model", tower).encoder.layers[number]
 
@@ -65,7 +67,7 @@ def test_a_session_that_is_collected_within_a_forward(case, frames):
     forgotten = [StreamingSession(case.model, case.processor, cacher=CacherConfig.paper())]
     layer = tower_layer(case.model, 0)
     hook = layer.register_forward_pre_hook(lambda *_: forgotten.clear())
-    session.feed(frames[:1])
+    session.feed(frames[: case.deep])
     hook.remove()
     assert not is_plain(case.model)
     session.close()
@@ -102,8 +104,8 @@ def test_a_cacher_of_the_users_own(case, frames):
         with pytest.raises(ValueError, match="the tower has a Cacher already"):
             StreamingSession(case.model, case.processor, cacher=CacherConfig.paper())
         with StreamingSession(case.model, case.processor) as session:
-            session.feed(frames[:3])
-        assert cacher.stats.frames == 3
+            session.feed(frames[:4])
+        assert cacher.stats.frames == case.patches(frames[:4])
 
 
 class Halved:
@@ -145,14 +147,13 @@ def test_the_parts_of_a_method_are_those_of_a_session(case, frames):
     skipping = replace(read_method("skip:refresh_interval=8"), memory=FullMemory())
     parts = {"cacher": skipping.tower, "pruner": skipping.pruner, "memory": skipping.memory}
     with StreamingSession(case.model, case.processor, **parts) as session:
-        session.feed(frames[:3])
-        first = frames[[0, 0, 0]]
+        session.feed(frames[: 2 * case.deep])
+        first = frames[[*range(case.deep)] * 2]
         torch.testing.assert_close(session.logits(QUESTION), case.logits(first), atol=1e-4, rtol=0)
         session.reset()
-        session.feed(frames[4:6])
-        torch.testing.assert_close(
-            session.logits(QUESTION), case.logits(frames[[4, 4]]), atol=1e-4, rtol=0
-        )
+        session.feed(frames[4 : 4 + 2 * case.deep])
+        first = frames[[*range(4, 4 + case.deep)] * 2]
+        torch.testing.assert_close(session.logits(QUESTION), case.logits(first), atol=1e-4, rtol=0)
 
 
 def test_a_part_that_gives_a_cacher_is_on(case, generator):

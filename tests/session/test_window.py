@@ -25,6 +25,12 @@ PRUNED = {"pruner": PrunerConfig.paper(6)}
 SIZES = [(0, 20), (3, 33), (20, 16), (40, 50)]
 
 
+@pytest.fixture
+def family() -> str:
+    """Written out for one axis of positions and a frame at a time."""
+    return "LLaVA-OneVision"
+
+
 def settled(case, frames, memory, **settings):
     with StreamingSession(case.model, case.processor, memory=memory, **settings) as session:
         for frame in frames:
@@ -200,7 +206,7 @@ def test_a_stream_without_end(seed, generator, positions):
         for _ in range(8):
             session.feed(frames)
             assert session.stats.tokens_held == 68
-            assert session._stream.progress.position <= 160
+            assert session._stream.progress.place.reach <= 160
         stats = session.stats
         assert stats.frames == 80
         assert stats.frames_forgotten == 80 - 4

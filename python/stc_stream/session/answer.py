@@ -34,22 +34,31 @@ class Answer:
     Args:
         model: the session's.
         cache: a fork of the stream's.
-        inputs: the question as the LLM takes it, [n, D], n ≥ 1.
-        position: that of its first token.
-        room: how many tokens the model's context has room for, the question's among them.
+        inputs: what comes first, the question at its end, as the LLM takes it, [n, D], n ≥ 1.
+        positions: of these, int64 [axes, n].
+        position: that of the first token of the answer.
+        room: for how many tokens of it the model's context has room.
 
     Attributes:
         logits: of the next token, float32 [vocabulary].
     """
 
     def __init__(
-        self, model: VideoModel, cache: SessionCache, inputs: Tensor, position: int, room: int
+        self,
+        model: VideoModel,
+        cache: SessionCache,
+        inputs: Tensor,
+        positions: Tensor,
+        position: int,
+        room: int,
     ) -> None:
         self._model = model
         self._cache = cache
         self._position = position
         self._end = position + room
-        self.logits = self._run(inputs)
+        with torch.no_grad():
+            hidden = model.run(inputs, positions, cache)
+            self.logits = model.logits(hidden[-1:])[0]
 
     def add(self, token: int) -> None:
         """Put a token behind it."""
@@ -77,10 +86,10 @@ class Answer:
 
     def _run(self, inputs: Tensor) -> Tensor:
         """Run the LLM on what comes next; return the logits after it."""
-        with torch.no_grad():
-            return self._model.logits(self._advance(inputs)[-1:])[0]
+        return self._model.logits(self._advance(inputs)[-1:])[0]
 
     def _advance(self, inputs: Tensor) -> Tensor:
+        """Run the LLM on what comes next; return its output."""
         positions = self._model.text_positions(self._position, len(inputs))
         hidden = self._model.run(inputs, positions, self._cache)
         self._position += len(inputs)

@@ -80,17 +80,14 @@ def check_count(name: str, value: Any) -> int:
 
 def check_processor(processor: SessionProcessor, model: VideoModel) -> None:
     """Refuse a processor of another model."""
-    token, size = processor.video_token_id, (processor.pixels.height, processor.pixels.width)
+    token, misfit = processor.video_token_id, model.misfit(processor.pixels)
     if token != model.video_token:
         raise ValueError(
             f"processor must be the model's: its {processor.video_token} is token {token}, but the "
             f"model's is {model.video_token}"
         )
-    if size != model.image_size:
-        raise ValueError(
-            f"processor must be the model's: it makes frames of {size[0]} × {size[1]} pixels, but "
-            f"the model takes {model.image_size[0]} × {model.image_size[1]}"
-        )
+    if misfit is not None:
+        raise ValueError(f"processor must be the model's: {misfit}")
     known, rows = len(processor.tokenizer), model.embedding.num_embeddings
     if known > rows:
         raise ValueError(
@@ -141,16 +138,17 @@ def check_kept(tokens: Any, index: Any, frame: Tensor) -> None:
         )
 
 
-def check_tokens(tokens: Tensor, first: int) -> None:
+def check_tokens(tokens: Tensor, first: int, frames_per_patch: int) -> None:
     """Refuse tokens of frames that are not finite, which would spoil every later answer.
 
     Args:
-        tokens: [F, T, D].
+        tokens: [P, T, D].
         first: the number of the first of the frames in its stream.
+        frames_per_patch: frames that make one of the P.
     """
     broken = ~tokens.isfinite().flatten(1).all(dim=1)
     if bool(broken.any()):
-        number = first + int(broken.nonzero()[0, 0])
+        number = first + frames_per_patch * int(broken.nonzero()[0, 0])
         raise ValueError(
             f"frames must give finite tokens, but frame {number} of the stream does not: nothing "
             "of this chunk was taken"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stc_stream.cacher import CacherConfig
 from stc_stream.cacher.part import TowerPart
@@ -33,10 +34,11 @@ def compressed(
 ) -> Iterator[Any]:
     """Compress the videos that `model.generate` is given, as its own processor makes them.
 
-    Each video is a stream of its own, which the Pruner is given whole. Kept tokens are numbered
-    without gaps, as a session has them with `positions="contiguous"`. `generate` returns the
-    caller's `input_ids` first, as it does without; calls without a video go through untouched, and
-    so does `forward`. Only this instance is changed, and everything is restored on leaving.
+    Each video is a stream of its own, which the Pruner is given whole. On one axis of positions
+    kept tokens are numbered without gaps, as a session has them with `positions="contiguous"`; on
+    several axes they keep their time, row and column. `generate` returns the caller's `input_ids`
+    first, as it does without; calls without a video go through untouched, and so does `forward`.
+    Only this instance is changed, and everything is restored on leaving.
 
     Args:
         model: a video LLM of transformers (docs/sessions.md lists the families).
@@ -89,8 +91,7 @@ class _Generate:
     def __call__(
         self, inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        videos = kwargs.pop("pixel_values_videos", None)
-        if videos is None:
+        if kwargs.get("pixel_values_videos") is None:
             if kwargs.get("past_key_values") in self._caches:
                 raise ValueError(
                     "pixel_values_videos must be given with past_key_values of a compressed video, "
@@ -99,6 +100,7 @@ class _Generate:
             return self._densely(inputs, generation_config, *args, **kwargs)
         if kwargs.get("pixel_values") is not None:
             raise ValueError("pixel_values must be None beside a video while a model is compressed")
+        given = {name: kwargs.pop(name, None) for name in self._model.video_arguments}
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         mask = kwargs.pop("attention_mask", None)
         if not isinstance(ids, Tensor):
@@ -108,7 +110,7 @@ class _Generate:
                 ids, kwargs, generation_config, self._model.model.generation_config
             )
         with torch.no_grad():
-            short = self._shortened(ids, mask, videos)
+            short = self._shortened(ids, mask, given)
         dropped = ids.shape[1] - short.ids.shape[1]
         generation_config = copy.deepcopy(generation_config)
         for limit, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
@@ -117,41 +119,48 @@ class _Generate:
             # What counts new tokens alone goes first, and the other one may be a default.
             if getattr(generation_config, limit, None) and not getattr(generation_config, new):
                 setattr(generation_config, limit, getattr(generation_config, limit) - dropped)
-        output = self._densely(
-            None,
-            generation_config,
-            *args,
-            input_ids=short.ids,
-            inputs_embeds=short.inputs,
-            attention_mask=short.mask,
-            **kwargs,
-        )
+        with _numbered(self._model.llm, short.positions):
+            output = self._densely(
+                None,
+                generation_config,
+                *args,
+                input_ids=short.ids,
+                inputs_embeds=short.inputs,
+                attention_mask=short.mask,
+                **kwargs,
+            )
         for cache in (kwargs.get("past_key_values"), getattr(output, "past_key_values", None)):
             if cache is not None:
                 self._caches.add(cache)
         return _with_prompt(output, ids, short.ids.shape[1])
 
-    def _shortened(self, ids: Tensor, mask: Tensor, videos: Tensor) -> _Shortened:
+    def _shortened(self, ids: Tensor, mask: Tensor, given: Mapping[str, Any]) -> _Shortened:
         """Return the prompts with the kept tokens of their videos.
 
         Args:
             ids, mask: as `generate` takes them, [B, S].
-            videos: pixels, [V, F, 3, H, W].
+            given: what it is given of videos.
         """
-        model, span = self._model, self._model.tokens_per_frame
-        after = model.after_video()
+        model = self._model
+        videos, after = model.videos(given), model.after_video()
+        spans = [math.prod(model.grid((video.shape[2], video.shape[3]))) for video in videos]
         places = ids == model.video_token
-        wanted = len(videos) * (videos.shape[1] * span + len(after))
+        wanted = sum(
+            len(video) // model.frames_per_patch * span + len(after)
+            for video, span in zip(videos, spans, strict=True)
+        )
         if int(places.sum()) != wanted:
+            lengths = ", ".join(str(length) for length in sorted({len(video) for video in videos}))
             raise ValueError(
                 f"input_ids must hold {wanted} times the video token {model.video_token}, for "
-                f"{len(videos)} videos of {videos.shape[1]} frames, but holds it "
+                f"{len(videos)} videos of {lengths} frames, but holds it "
                 f"{int(places.sum())} times"
             )
         like = model.pixels_like
         features, left = [], []
-        for video in videos.to(like.device, like.dtype):
-            frames = self._kept(video)
+        for video, span in zip(videos, spans, strict=True):
+            self._pruner.check_budget(span)
+            frames = self._kept(video.to(like.device, like.dtype))
             features += [frame.tokens for frame in frames] + [after.to(frames[0].tokens)]
             for frame in frames:
                 left.append(torch.zeros(span, dtype=torch.bool, device=ids.device))
@@ -162,10 +171,10 @@ class _Generate:
         inputs = model.embedding(ids)
         # Placeholders and tokens are both in order of rows, then of places.
         inputs[places & keep] = torch.cat(features).to(inputs)
-        return _left_padded(ids, inputs, mask, keep)
+        return _left_padded(ids, inputs, mask, keep, model.prompt_positions(ids, mask, given))
 
     def _kept(self, video: Tensor) -> list[KeptFrame]:
-        """Return what is kept of the frames of a video, [F, 3, H, W]."""
+        """Return what is kept of the temporal patches of a video, [F, 3, H, W]."""
         # All videos have one stream in the tower: one at a time.
         with self._lock:
             try:
@@ -173,20 +182,27 @@ class _Generate:
             finally:
                 self._tower.restart()
         tokens = torch.cat(parts)
-        checks.check_tokens(tokens, 0)
+        checks.check_tokens(tokens, 0, self._model.frames_per_patch)
         return self._pruner.copy().keep_together(tokens)
 
 
 @dataclass(frozen=True, eq=False)
 class _Shortened:
-    """Prompts without what was dropped: ids and mask [B, S], inputs [B, S, D]."""
+    """Prompts without what was dropped: ids and mask [B, S], inputs [B, S, D].
+
+    Attributes:
+        positions: [axes, B, S]; None: they are counted.
+    """
 
     ids: Tensor
     inputs: Tensor
     mask: Tensor
+    positions: Tensor | None
 
 
-def _left_padded(ids: Tensor, inputs: Tensor, mask: Tensor, keep: Tensor) -> _Shortened:
+def _left_padded(
+    ids: Tensor, inputs: Tensor, mask: Tensor, keep: Tensor, positions: Tensor | None
+) -> _Shortened:
     """Leave what is kept of each row, at the right, behind padding where rows differ."""
     longest = int(keep.sum(dim=1).max())
     # A stable sort brings what is dropped to the front, and leaves the rest in order.
@@ -197,7 +213,45 @@ def _left_padded(ids: Tensor, inputs: Tensor, mask: Tensor, keep: Tensor) -> _Sh
         ids.gather(1, order),
         inputs.gather(1, order[..., None].expand(-1, -1, inputs.shape[2])),
         short,
+        None if positions is None else positions.gather(2, order.expand(len(positions), -1, -1)),
     )
+
+
+@contextmanager
+def _numbered(llm: nn.Module, positions: Tensor | None) -> Iterator[None]:
+    """Have an LLM give prompts these positions, and what is generated the next ones on all axes.
+
+    Args:
+        llm: called with `inputs_embeds` and a cache, as `generate` does; only in this thread.
+        positions: [axes, B, S], of all columns of the prompts; None: those that it is called with.
+    """
+    if positions is None:
+        yield
+        return
+    thread = threading.get_ident()
+
+    def number(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if threading.get_ident() != thread:
+            return None
+        rows, new = kwargs["inputs_embeds"].shape[:2]
+        cache = kwargs.get("past_key_values")
+        held = 0 if cache is None else cache.get_seq_length()
+        more = max(held + new - positions.shape[2], 0)
+        steps = torch.arange(1, more + 1, device=positions.device)
+        all_of_them = torch.cat([positions, positions[:, :, -1:] + steps], dim=2)
+        # Several rows of a prompt are beams, or answers of which several are wanted.
+        own = all_of_them[:, :, held : held + new].repeat_interleave(
+            rows // positions.shape[1], dim=1
+        )
+        return args, {**kwargs, "position_ids": own.to(kwargs["inputs_embeds"].device)}
+
+    hook = llm.register_forward_pre_hook(number, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _mask_of_padding(ids: Tensor, given: Mapping[str, Any], *configs: Any) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stc_stream.session.pixels import PixelSettings, read_pixels
+from stc_stream.session.pixels import DynamicPixelSettings, Pixels, read_pixels
 
 _FILES = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
@@ -39,7 +39,7 @@ class SessionProcessor:
 
     tokenizer: Any
     template: str
-    pixels: PixelSettings
+    pixels: Pixels
     video_token: str = "<video>"
 
     @classmethod
@@ -84,13 +84,14 @@ class SessionProcessor:
         from transformers import AutoTokenizer
 
         settings: dict[str, Any] = {}
-        video_token = "<video>"
+        video_token = None
         for file in _FILES:
             found = json.loads(_read(name, file, options) or "{}")
             video_token = found.get("video_token", video_token)
-            # Since transformers 5, processor_config.json holds all of them.
+            # Since transformers 5, processor_config.json holds all of them; Qwen2-VL's oldest
+            # files have limits in place of a size.
             for part in (found.get("video_processor"), found.get("image_processor"), found):
-                if not settings and part and part.get("size"):
+                if not settings and part and (part.get("size") or part.get("min_pixels")):
                     settings = part
         if not settings:
             raise OSError(f"{name} has no settings for frames: none of {', '.join(_FILES)}")
@@ -100,7 +101,11 @@ class SessionProcessor:
             text = None if template else _read(name, file, options)
             if text:
                 template = json.loads(text)["chat_template"] if file.endswith("json") else text
-        return cls(tokenizer, _template(template), read_pixels(settings), video_token)
+        pixels = read_pixels(settings)
+        if video_token is None:
+            dynamic = isinstance(pixels, DynamicPixelSettings)
+            video_token = "<|video_pad|>" if dynamic else "<video>"
+        return cls(tokenizer, _template(template), pixels, video_token)
 
     @property
     def video_token_id(self) -> int:
@@ -143,7 +148,8 @@ def _attributes(frames: Any) -> Mapping[str, Any]:
     """Return the settings of a video or an image processor."""
     names = ("size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
     steps = ("do_resize", "do_rescale", "do_normalize", "do_center_crop")
-    found = {name: getattr(frames, name, None) for name in (*names, *steps)}
+    grids = ("patch_size", "merge_size", "temporal_patch_size")
+    found = {name: getattr(frames, name, None) for name in (*names, *steps, *grids)}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -19,28 +19,33 @@ class SessionPruner:
     Args:
         pruner: a `PrunerConfig`; a `TokenPruner` or another callable that gives `tokens` and
             `index`, which is copied; or None, which keeps everything.
-        tokens_per_frame: what the model makes of a frame.
+        tokens_per_frame: what the model makes of a frame; None: that is not known yet.
 
     Raises:
         TypeError: `pruner` is none of these.
         ValueError: a budget above a frame's tokens.
     """
 
-    def __init__(self, pruner: Any, tokens_per_frame: int) -> None:
+    def __init__(self, pruner: Any, tokens_per_frame: int | None) -> None:
         if isinstance(pruner, PrunerConfig):
             pruner = TokenPruner(pruner)
         elif pruner is not None and (isinstance(pruner, type) or not callable(pruner)):
             raise TypeError(
                 f"pruner must be a PrunerConfig, a TokenPruner or None, but is {pruner!r}"
             )
-        kept = getattr(getattr(pruner, "config", None), "tokens_per_frame", None)
+        self._new = copy.deepcopy(pruner)
+        if tokens_per_frame is not None:
+            self.check_budget(tokens_per_frame)
+        self.reset()
+
+    def check_budget(self, tokens_per_frame: int) -> None:
+        """Refuse a budget above a frame's tokens."""
+        kept = getattr(getattr(self._new, "config", None), "tokens_per_frame", None)
         if kept is not None and kept > tokens_per_frame:
             raise ValueError(
                 f"tokens_per_frame must be in 1..{tokens_per_frame}, the tokens that the model "
                 f"makes of a frame, but is {kept}"
             )
-        self._new = copy.deepcopy(pruner)
-        self.reset()
 
     def keep(self, tokens: Tensor) -> list[KeptFrame]:
         """Return what is kept of consecutive frames, [F, T, D], as if given to it one by one."""

@@ -13,9 +13,10 @@ class Fed:
 
     Attributes:
         frames: frames in it.
-        tokens: tokens that the projector (and pooling) made of them.
-        kept: tokens that the pruner kept.
-        index: the kept tokens' places in each frame, int64 [k], one tensor a frame.
+        tokens: tokens that the projector (and pooling) made. Where several frames make a temporal
+            patch, of those that are whole now: a frame that waits has none yet.
+        kept: tokens that the pruner kept of these.
+        index: the kept tokens' places in each frame (temporal patch), int64 [k], one tensor each.
         seconds: of "preprocess", "tower" (with projector and pooling), "prune" and "prefill".
     """
 
@@ -38,6 +39,7 @@ class SessionStats:
             device and in host memory.
         bytes_reserved: allocated for that, used or not.
         frames_forgotten: frames fed of which the memory holds nothing any more.
+        frames_waiting: frames of these that wait for more to make a temporal patch.
     """
 
     frames: int
@@ -47,3 +49,4 @@ class SessionStats:
     bytes_host: int
     bytes_reserved: int
     frames_forgotten: int = 0
+    frames_waiting: int = 0

@@ -16,8 +16,9 @@ from stc_stream.cacher.part import TowerPart
 from stc_stream.pruner import PrunerConfig
 from stc_stream.session import checks
 from stc_stream.session.answer import Answer, Choose, Text, chosen, most_likely
-from stc_stream.session.memory import FullMemory, Memory, MemoryFullError, Positions
+from stc_stream.session.memory import FullMemory, Memory, MemoryFullError
 from stc_stream.session.models import read_model
+from stc_stream.session.numbering import Positions
 from stc_stream.session.processor import SessionProcessor
 from stc_stream.session.pruning import SessionPruner
 from stc_stream.session.results import Fed, SessionStats
@@ -41,7 +42,8 @@ class StreamingSession:
             for all. It sees a frame at a time.
         memory: what the LLM remembers; None: `FullMemory()`.
         positions: "kept", a kept token has the position that it has among all; "contiguous", kept
-            tokens are numbered without gaps, so that more frames fit into the model's context.
+            tokens are numbered without gaps, so that more frames fit into the model's context (on
+            axes of time, row and column: frames of which nothing is kept take no time).
 
     Raises:
         TypeError: a model of no family that is known, a tower that can't be read, an argument of
@@ -95,7 +97,8 @@ class StreamingSession:
                 cache.bytes_device,
                 cache.bytes_host,
                 cache.bytes_reserved,
-                cache.frames_forgotten,
+                cache.frames_forgotten * self._settings.model.frames_per_patch,
+                len(progress.waiting.times),
             )
 
     @property
@@ -111,13 +114,19 @@ class StreamingSession:
     def feed(self, frames: Any, timestamps: Sequence[float] | None = None) -> Fed:
         """Take frames in; after an error none of them counts.
 
+        Where several frames make a temporal patch, those that are too few for one wait in the
+        session; a question is answered as if the last of them was repeated until there are enough.
+
         Args:
-            frames: uint8 [F, H, W, 3], tensor or array, F ≥ 1, of any size.
-            timestamps: the frames' times in seconds, which never go back.
+            frames: uint8 [F, H, W, 3], tensor or array, F ≥ 1, of any size. The first frame says
+                to which size a model that takes several has all of them brought.
+            timestamps: the frames' times in seconds, which never go back. Models that don't look
+                at times need none; for the others, a frame without one comes 1/24 s after the one
+                before it.
 
         Raises:
             TypeError, ValueError: frames or timestamps of another form, times that go back, tokens
-                that are not finite.
+                that are not finite, a budget above a frame's tokens.
             MemoryFullError: the memory, or the model's context, has no room for them.
             RuntimeError: the session is closed.
         """

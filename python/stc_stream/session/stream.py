@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,16 +20,19 @@ from stc_stream.session.memory import (
     KeptFrame,
     Memory,
     MemoryFullError,
-    Positions,
     SessionCache,
     StreamLayout,
     StreamMemory,
 )
 from stc_stream.session.models import VideoModel
+from stc_stream.session.numbering import Place, Positions, TemporalPatch
 from stc_stream.session.processor import SessionProcessor
 from stc_stream.session.pruning import SessionPruner
 from stc_stream.session.results import Fed
 from stc_stream.session.tower import FRAMES_AT_ONCE, TowerLease
+
+FRAMES_A_SECOND = 24
+"""Of frames without timestamps, as transformers' processors take a video that says nothing."""
 
 PREFILL_AT_ONCE = 4096
 """Tokens that go through the LLM together, so that its attention mask stays small."""
@@ -50,20 +55,49 @@ class Settings:
     positions: Positions
     before: list[int]
 
+    @cached_property
+    def layout(self) -> StreamLayout:
+        """What is known of a stream before its first frame."""
+        numbering = self.model.numbering(self.positions)
+        tokens = self.model.tokens_per_frame
+        return StreamLayout(self.positions, len(self.before), tokens, numbering)
+
     def open(self) -> StreamMemory:
         """Return an empty memory."""
-        layout = StreamLayout(self.positions, len(self.before), self.model.tokens_per_frame)
-        return self.memory.open(self.model.model.config.get_text_config(), layout)
+        return self.memory.open(self.model.model.config.get_text_config(), self.layout)
+
+
+@dataclass(frozen=True, eq=False)
+class Waiting:
+    """Frames that are too few for a temporal patch: pixels [n, 3, h, w], and times in seconds."""
+
+    pixels: Tensor | None = None
+    times: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stream is: frames, tokens seen, the next position, the last frame's time."""
+    """How far a stream is.
+
+    Attributes:
+        frames: fed, those that wait included.
+        patches: temporal patches that the memory took.
+        tokens_seen: tokens of these.
+        place: where the next token goes.
+        timestamp: the last one given.
+        time: of the last frame, given or not.
+        size: height and width of a frame as the tower takes it, from the first one on.
+        waiting: frames for the next temporal patch.
+    """
 
     frames: int = 0
+    patches: int = 0
     tokens_seen: int = 0
-    position: int = 0
+    place: Place = field(default_factory=Place)
     timestamp: float | None = None
+    time: float | None = None
+    size: tuple[int, int] | None = None
+    waiting: Waiting = field(default_factory=Waiting)
 
 
 class Stream:
@@ -79,6 +113,7 @@ class Stream:
         self._settings = settings
         self._pruner = pruner
         self._shares = False
+        self._padded: list[KeptFrame] | None = None
         self.progress = Progress()
         self.retrieved: tuple[tuple[int, ...], ...] = ()
         self.cache = settings.open()
@@ -92,30 +127,48 @@ class Stream:
         """
         progress, model = self.progress, self._settings.model
         last = checks.check_timestamps(timestamps, len(frames), progress.timestamp)
-        count = len(frames) * model.tokens_per_frame
+        size = progress.size or self._settings.processor.pixels.size_of(*frames.shape[1:3])
+        times = self._times(timestamps, len(frames))
+        patches = self._patches(size, (*progress.waiting.times, *times))
+        tokens = math.prod(model.grid(size))
+        self._pruner.check_budget(tokens)
         if self._settings.positions == "kept":
-            self._check_positions([len(self._before), *[model.tokens_per_frame] * len(frames)])
+            self._check_positions(patches, [tokens] * len(patches))
         # Before the tower, if possible: what has no room then costs nothing.
-        budget = self._pruner.budget(model.tokens_per_frame)
-        expected = None if budget is None else [budget] * len(frames)
+        budget = self._pruner.budget(tokens)
+        expected = None if budget is None else [budget] * len(patches)
         if expected is not None:
-            self._reserve(expected)
+            self._reserve(patches, expected)
         if self._shares:
             self.cache.own()
             self._shares = False
         clock = _Clock(model.device)
         with torch.no_grad(), self._all_or_nothing():
-            kept = self._keep(frames, clock)
+            found, waiting = self._keep(frames, size, clock)
+            kept = [
+                replace(frame, patch=patch) for frame, patch in zip(found, patches, strict=True)
+            ]
             counts = [len(frame.index) for frame in kept]
             if counts != expected:
-                self._reserve(counts)
-            position = self.cache.take(kept, progress.position, self._prefill)
+                self._reserve(patches, counts)
+            place = progress.place
+            if kept:
+                place = self.cache.take(kept, place, self._prefill)
             clock.lap("prefill")
+            self._padded = None
             self.progress = Progress(
-                progress.frames + len(frames), progress.tokens_seen + count, position, last
+                progress.frames + len(frames),
+                progress.patches + len(patches),
+                progress.tokens_seen + tokens * len(patches),
+                place,
+                last,
+                times[-1],
+                size,
+                Waiting(waiting, (*progress.waiting.times, *times)[len(patches) * self._a_patch :]),
             )
         index = tuple(frame.index for frame in kept)
-        return Fed(len(frames), count, sum(map(len, index)), index, clock.seconds)
+        seen = tokens * len(patches)
+        return Fed(len(frames), seen, sum(map(len, index)), index, clock.seconds)
 
     def ask(self, question: str) -> Answer:
         """Put a question behind the frames so far, in a fork."""
@@ -124,20 +177,30 @@ class Stream:
         if watched and prompt.before != settings.before:
             raise ValueError("the chat template must put a video before the question")
         with torch.no_grad():
-            inputs = model.embed(prompt.after if watched else prompt.before)
+            text = model.embed(prompt.after if watched else prompt.before)
             if watched:
-                inputs = torch.cat([model.after_video(), inputs])
-            ready = self.cache.answering(self.progress.position, self._prefill)
-            self._check_context(ready.taken, len(inputs))
-            room = model.context - ready.taken
-            answer = Answer(model, ready.cache, inputs, ready.position, room)
+                text = torch.cat([model.after_video(), text])
+            padding = self._padding()
+            ready = self.cache.answering(self.progress.place, self._prefill)
+            before = self._before if padding else []
+            inputs, positions, place = self._laid_out(before, padding, ready.place)
+            more = place.reach - ready.place.reach + len(text)
+            self._check_context(ready.taken, more)
+            answer = Answer(
+                model,
+                ready.cache,
+                torch.cat([inputs, text]),
+                torch.cat([positions, model.text_positions(place.text, len(text))], dim=1),
+                place.text + len(text),
+                model.context - ready.taken - more,
+            )
             self.retrieved = ready.cache.retrieved
             return answer
 
     def fork(self) -> Stream:
         """Return a stream that starts with what this one holds."""
         other = Stream(self._settings, self._pruner.copy())
-        other.progress = self.progress
+        other.progress, other._padded = self.progress, self._padded
         other.cache = self.cache.fork()
         other._shares = True
         return other
@@ -147,7 +210,8 @@ class Stream:
         self._tower.restart()
         self._pruner.reset()
         self.cache = self._settings.open()
-        self.progress, self.retrieved, self._shares = Progress(), (), False
+        self.progress, self.retrieved = Progress(), ()
+        self._shares, self._padded = False, None
 
     def release(self) -> None:
         """Give the tower back."""
@@ -156,18 +220,43 @@ class Stream:
     @property
     def _before(self) -> list[int]:
         """The tokens before the next frame: the prompt's beginning, before the first one."""
-        return [] if self.progress.frames else self._settings.before
+        return [] if self.progress.patches else self._settings.before
 
-    def _reserve(self, counts: list[int]) -> None:
-        """Refuse frames that keep these numbers of tokens, if they don't fit."""
-        blocks = [len(self._before), *counts]
+    @property
+    def _a_patch(self) -> int:
+        return self._settings.model.frames_per_patch
+
+    def _times(self, timestamps: Sequence[float] | None, count: int) -> list[float]:
+        """Return the frames' times: those given, or at an even pace behind the last one."""
+        if timestamps is not None:
+            return [float(time) for time in timestamps]
+        last = self.progress.time
+        first = 0.0 if last is None else last + 1 / FRAMES_A_SECOND
+        return [first + number / FRAMES_A_SECOND for number in range(count)]
+
+    def _patches(self, size: tuple[int, int], times: Sequence[float]) -> list[TemporalPatch]:
+        """Return the whole temporal patches of frames at these times."""
+        rows, columns = self._settings.model.grid(size)
+        ends = range(self._a_patch, len(times) + 1, self._a_patch)
+        return [
+            TemporalPatch(rows, columns, tuple(times[end - self._a_patch : end])) for end in ends
+        ]
+
+    def _reserve(self, patches: Sequence[TemporalPatch], counts: list[int]) -> None:
+        """Refuse temporal patches that keep these numbers of tokens, if they don't fit."""
         if self._settings.positions == "contiguous":
-            self._check_positions(blocks)
-        self.cache.reserve(blocks)
+            self._check_positions(patches, counts)
+        if patches:
+            self.cache.reserve([len(self._before), *counts])
 
-    def _check_positions(self, counts: list[int]) -> None:
-        """Refuse blocks that take these numbers of positions, if the context has no room."""
-        after, count = self.cache.span(self.progress.position, counts), sum(counts)
+    def _check_positions(self, patches: Sequence[TemporalPatch], counts: Sequence[int]) -> None:
+        """Refuse temporal patches that keep so many, if the context has no positions for them."""
+        if not patches:
+            return
+        blocks, now = [*zip(patches, counts, strict=True)], self.progress.place
+        end = self._settings.layout.place(blocks, now.after_text(len(self._before)))
+        count = end.reach - now.reach
+        after = self.cache.span(end, blocks, count)
         self._check_context(max(after - count, 0), min(after, count))
 
     def _check_context(self, taken: int, more: int) -> None:
@@ -192,70 +281,103 @@ class Stream:
             self.cache.restore(saved)
             raise
 
-    def _keep(self, frames: Tensor, clock: _Clock) -> list[KeptFrame]:
-        """Run the tower and the Pruner; return what is kept of each frame."""
+    def _keep(
+        self, frames: Tensor, size: tuple[int, int], clock: _Clock
+    ) -> tuple[list[KeptFrame], Tensor | None]:
+        """Run the tower and the Pruner.
+
+        Returns:
+            What is kept of each temporal patch, and the pixels of frames that wait for the next.
+        """
         settings, like = self._settings, self._settings.model.pixels_like
         kept: list[KeptFrame] = []
-        waiting: list[Tensor] = []
-        taken = self.progress.frames
+        together: list[Tensor] = []
+        waiting = self.progress.waiting.pixels
+        taken = self.progress.frames - len(self.progress.waiting.times)
         for part in frames.split(FRAMES_AT_ONCE):
-            pixels = settings.processor.pixels(part.to(like.device)).to(like.dtype)
+            pixels = settings.processor.pixels(part.to(like.device), size).to(like.dtype)
+            if waiting is not None:
+                pixels = torch.cat([waiting, pixels])
+            whole = len(pixels) // self._a_patch * self._a_patch
+            waiting = pixels[whole:].clone() if whole < len(pixels) else None
             clock.lap("preprocess")
-            tokens = self._tower.encode(pixels)
-            checks.check_tokens(tokens, taken)
-            taken += len(tokens)
+            if not whole:
+                continue
+            tokens = self._tower.encode(pixels[:whole])
+            checks.check_tokens(tokens, taken, self._a_patch)
+            taken += whole
             clock.lap("tower")
             if self._pruner.whole_calls:
-                waiting.append(tokens)
+                together.append(tokens)
                 continue
             kept += self._pruner.keep(tokens)
             clock.lap("prune")
-        if waiting:
-            kept = self._pruner.keep(torch.cat(waiting))
-            clock.lap("prune")
-        return kept
+        if together:
+            kept = self._pruner.keep(torch.cat(together))
+        # Also where all frames wait, and neither has been run.
+        for stage in ("tower", "prune"):
+            clock.lap(stage)
+        return kept, waiting
 
-    def _prefill(self, frames: Sequence[KeptFrame], position: int, cache: SessionCache) -> int:
-        """Write kept tokens into a cache; return the position after them."""
-        blocks: list[KeptFrame | Tensor] = list(frames)
-        if position == 0:
-            blocks.insert(0, self._settings.model.embed(self._settings.before))
-        while blocks:
-            counts = [len(block if isinstance(block, Tensor) else block.index) for block in blocks]
-            together, position = cache.make_room(counts, position)
-            position = self._write(blocks[:together], position, cache)
-            del blocks[:together]
-        return position
+    def _padding(self) -> list[KeptFrame]:
+        """Return what is kept of what waits, its last frame repeated as the processor does.
 
-    def _write(
-        self, blocks: Sequence[KeptFrame | Tensor], position: int, cache: SessionCache
-    ) -> int:
-        """Write text and kept tokens that go through the LLM at once."""
-        settings, model = self._settings, self._settings.model
-        inputs, places = [], []
-        for block in blocks:
-            if isinstance(block, Tensor):
-                inputs.append(block)
-                places.append(model.text_positions(position, len(block)))
-                position += len(block)
-                continue
-            count = len(block.index)
-            inputs.append(block.tokens.to(model.embedding.weight))
-            if settings.positions == "kept":
-                places.append(model.frame_positions(position, block.index))
-                position += model.tokens_per_frame
-            else:
-                places.append(model.text_positions(position, count))
-                position += count
-        for part, where in zip(
-            torch.cat(inputs).split(PREFILL_AT_ONCE),
-            torch.cat(places, dim=1).split(PREFILL_AT_ONCE, dim=1),
-            strict=True,
-        ):
-            # A rule of one's own may keep nothing of a frame.
-            if len(part):
-                model.run(part, where, cache)
-        return position
+        The stream sees nothing of it: the tower runs densely, and a copy of the Pruner chooses.
+        """
+        progress, waiting = self.progress, self.progress.waiting
+        if waiting.pixels is None or progress.size is None:
+            return []
+        if self._padded is None:
+            missing = self._a_patch - len(waiting.times)
+            pixels = torch.cat([waiting.pixels, waiting.pixels[-1:].expand(missing, -1, -1, -1)])
+            tokens = self._tower.encode_aside(pixels)
+            checks.check_tokens(tokens, progress.frames - len(waiting.times), self._a_patch)
+            times = (*waiting.times, *waiting.times[-1:] * missing)
+            (patch,) = self._patches(progress.size, times)
+            (kept,) = self._pruner.copy().keep(tokens)
+            self._padded = [replace(kept, patch=patch)]
+        return self._padded
+
+    def _prefill(self, frames: Sequence[KeptFrame], place: Place, cache: SessionCache) -> Place:
+        """Write kept tokens into a cache; return the place behind them."""
+        left = list(frames)
+        # The text before a video is a block as well.
+        before = [self._settings.before] if place == Place() else []
+        while before or left:
+            counts = [*map(len, before), *(len(frame.index) for frame in left)]
+            together, place = cache.make_room(counts, place)
+            own = together - len(before)
+            inputs, positions, place = self._laid_out(
+                before[0] if before else [], left[:own], place
+            )
+            for part, where in zip(
+                inputs.split(PREFILL_AT_ONCE), positions.split(PREFILL_AT_ONCE, dim=1), strict=True
+            ):
+                # A rule of one's own may keep nothing of a frame.
+                if len(part):
+                    self._settings.model.run(part, where, cache)
+            before = []
+            del left[:own]
+        return place
+
+    def _laid_out(
+        self, before: list[int], frames: Sequence[KeptFrame], place: Place
+    ) -> tuple[Tensor, Tensor, Place]:
+        """Return the LLM's input for text and what is kept of frames.
+
+        Returns:
+            Inputs [n, D], positions [axes, n], and the place behind them.
+        """
+        model, numbering = self._settings.model, self._settings.layout.numbering
+        inputs = [model.embed(before)]
+        positions = [model.text_positions(place.text, len(before))]
+        place = place.after_text(len(before))
+        for frame in frames:
+            inputs.append(frame.tokens.to(inputs[0]))
+            index = frame.index.to(positions[0].device)
+            positions.append(numbering.positions(place, frame.patch, index))
+            place = numbering.after(place, *frame.block)
+        return torch.cat(inputs), torch.cat(positions, dim=1), place
 
 
 class _Clock:

@@ -50,9 +50,14 @@ class TowerLease:
         self._finalizer = weakref.finalize(self, _leave, shared, cacher, self.stream)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Return the tokens of frames of this session's stream, [F, T, D]."""
-        names = None if self.cacher is None else [self.stream] * len(pixels)
+        """Return the tokens of frames of this session's stream, [P, T, D]."""
+        names = None if self.cacher is None else [self.stream] * self._patches(pixels)
         return self._shared.run(self._model.encode, pixels, names)
+
+    def encode_aside(self, pixels: Tensor) -> Tensor:
+        """Return the tokens of frames that the stream does not see, densely, [P, T, D]."""
+        aside = None if self.cacher is None else [f"{self.stream}, aside"] * self._patches(pixels)
+        return self._shared.run_aside(self._model.encode, pixels, aside)
 
     def restart(self) -> None:
         """Forget the stream's past: its next frame is a refresh."""
@@ -61,6 +66,9 @@ class TowerLease:
     def release(self) -> None:
         """Give the tower back; again is harmless. The last one takes the Cacher off."""
         self._finalizer()
+
+    def _patches(self, pixels: Tensor) -> int:
+        return len(pixels) // self._model.frames_per_patch
 
 
 class _SharedTower:
@@ -114,6 +122,19 @@ class _SharedTower:
         # Not every version of transformers can collect hidden states in two threads at once.
         with self._busy(), self._scope(names):
             return encode(pixels)
+
+    def run_aside(
+        self, encode: Callable[[Tensor], Tensor], pixels: Tensor, names: list[str] | None
+    ) -> Tensor:
+        """Run the tower on frames of no stream, as another part runs a stream's first ones."""
+        if names is None or isinstance(self._part, Cacher) or not hasattr(self._part, "streams"):
+            return self.run(encode, pixels, None)
+        with self._busy():
+            try:
+                with self._part.streams(names):
+                    return encode(pixels)
+            finally:
+                self._part.reset(*set(names))
 
     def forget(self, stream: str) -> None:
         """Have the Cacher forget a stream, or another part, which has the tower to itself, all."""

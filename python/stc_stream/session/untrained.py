@@ -18,15 +18,24 @@ from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     SiglipVisionConfig,
 )
 
-from stc_stream.session.pixels import CroppedPixelSettings, PixelSettings
+from stc_stream.session.pixels import (
+    CroppedPixelSettings,
+    DynamicPixelSettings,
+    PixelSettings,
+)
 from stc_stream.session.processor import SessionProcessor
 from stc_stream.towers.sizes import MODEL_SIZES
 
-_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
+_LLAVA = ("<image>", "<video>")
+_QWEN = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
     "{% for part in message['content'] if part['type'] == 'video' %}{{ '<video>' }}{% endfor %}"
@@ -42,6 +51,14 @@ VICUNA_TEMPLATE = (
     "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 """LLaVA-NeXT-Video's, for conversations of videos and text."""
+QWEN_TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}"
+    "{% for part in message['content'] %}{% if part['type'] == 'video' %}"
+    "{{ '<|vision_start|><|video_pad|><|vision_end|>' }}{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{{'<|im_end|>\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""Qwen2-VL's, for conversations of videos and text, without its system prompt."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +190,122 @@ def _llm(sizes: LlavaSizes, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any
     }
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer of bytes, with Qwen's special tokens."""
+@dataclass(frozen=True)
+class QwenSizes:
+    """Sizes of a Qwen2-VL or one of its successors.
+
+    Attributes:
+        patch: side of a patch, in pixels; two by two are a token, two frames deep.
+        pixels: fewest and most of a frame after resizing.
+        tower: width, MLP width, layers and heads of the tower.
+        llm: width, MLP width, layers, heads and key-value heads of the LLM.
+        vocabulary: rows of the LLM's table.
+        context: its positions.
+    """
+
+    patch: int = 4
+    pixels: tuple[int, int] = (256, 1024)
+    tower: tuple[int, int, int, int] = (32, 64, 2, 2)
+    llm: tuple[int, int, int, int, int] = (64, 128, 2, 4, 2)
+    vocabulary: int = 300
+    context: int = 4096
+
+
+def build_qwen2_vl(
+    sizes: QwenSizes | None = None, seed: int = 0
+) -> tuple[Qwen2VLForConditionalGeneration, SessionProcessor]:
+    """Return a Qwen2-VL with random weights that follow from a seed, and its processor.
+
+    Args:
+        sizes: None: tiny ones, at most 16 tokens a temporal patch.
+    """
+    sizes = sizes or QwenSizes()
+    width, hidden, layers, heads = sizes.tower
+    tower = {
+        "embed_dim": width,
+        "hidden_size": sizes.llm[0],
+        "mlp_ratio": hidden // width,
+        "depth": layers,
+        "num_heads": heads,
+        "patch_size": sizes.patch,
+    }
+    return _build_qwen(Qwen2VLConfig, Qwen2VLForConditionalGeneration, tower, sizes, seed)
+
+
+def build_qwen2_5_vl(
+    sizes: QwenSizes | None = None, seed: int = 0
+) -> tuple[Qwen2_5_VLForConditionalGeneration, SessionProcessor]:
+    """Return a Qwen2.5-VL with random weights that follow from a seed, and its processor.
+
+    Its tower attends in windows of two by two tokens, but for the last layer.
+
+    Args:
+        sizes: None: tiny ones, at most 16 tokens a temporal patch.
+    """
+    sizes = sizes or QwenSizes()
+    width, hidden, layers, heads = sizes.tower
+    tower = {
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "out_hidden_size": sizes.llm[0],
+        "depth": layers,
+        "num_heads": heads,
+        "patch_size": sizes.patch,
+        "window_size": 4 * sizes.patch,
+        "fullatt_block_indexes": [layers - 1],
+        "tokens_per_second": 2,
+    }
+    return _build_qwen(Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, tower, sizes, seed)
+
+
+def _build_qwen(
+    config: type, model: type, tower: dict[str, Any], sizes: QwenSizes, seed: int
+) -> tuple[Any, SessionProcessor]:
+    tokenizer = build_tokenizer(_QWEN)
+    numbers = tokenizer.get_vocab()
+    width, hidden, layers, heads, kv_heads = sizes.llm
+    # A quarter of a head's pairs of channels turns with time, the others with row and column.
+    pairs = width // heads // 2
+    row = (pairs - pairs // 4) // 2
+    llm = {
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": sizes.vocabulary,
+        "max_position_embeddings": sizes.context,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1000000.0,
+            "mrope_section": [pairs - 2 * row, row, row],
+        },
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    settings = config(
+        vision_config=tower,
+        text_config=llm,
+        image_token_id=numbers["<|image_pad|>"],
+        video_token_id=numbers["<|video_pad|>"],
+        vision_start_token_id=numbers["<|vision_start|>"],
+        vision_end_token_id=numbers["<|vision_end|>"],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built = model(settings)
+    built.train(False)
+    pixels = DynamicPixelSettings(*sizes.pixels, patch=sizes.patch)
+    return built, SessionProcessor(tokenizer, QWEN_TEMPLATE, pixels, "<|video_pad|>")
+
+
+def build_tokenizer(more: tuple[str, ...] = _LLAVA) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of bytes, with Qwen's special tokens.
+
+    Args:
+        more: further special tokens.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = {character: number for number, character in enumerate(alphabet)}
     tokenizer = Tokenizer(models.BPE(vocab=tokens, merges=[]))
@@ -182,8 +313,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
-        pad_token=_SPECIAL[0],
-        eos_token=_SPECIAL[2],
-        additional_special_tokens=[_SPECIAL[1], *_SPECIAL[3:]],
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>", *more],
         padding_side="left",
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from torch import Tensor
 from transformers import Cache
 
-Positions = Literal["kept", "contiguous"]
+from stc_stream.session.numbering import Kept, Numbering, Place, Positions, TemporalPatch
 
 
 class MemoryFullError(RuntimeError):
@@ -20,10 +20,24 @@ class MemoryFullError(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class KeptFrame:
-    """What is kept of a frame: tokens [k, D], and their places in it, int64 [k]."""
+    """What is kept of a frame (temporal patch): tokens [k, D], and their places, int64 [k].
+
+    Attributes:
+        patch: what it is kept of; not known to a Pruner.
+    """
 
     tokens: Tensor
     index: Tensor
+    patch: TemporalPatch = field(default=TemporalPatch(0, 0, ()))
+
+    @property
+    def block(self) -> Block:
+        """Its temporal patch, and how many tokens are kept."""
+        return self.patch, len(self.index)
+
+
+Block = tuple[TemporalPatch, int]
+"""A frame (temporal patch), and how many of its tokens are kept."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +47,28 @@ class StreamLayout:
     Attributes:
         positions: "kept" or "contiguous", as the session has it.
         before: tokens of text before the first frame, which are a stream's first block.
-        tokens_per_frame: what the model makes of a frame, before any are dropped.
+        tokens_per_frame: what the model makes of a frame, before any are dropped; None: that hangs
+            on its size.
+        numbering: what gives frames their positions.
     """
 
     positions: Positions = "kept"
     before: int = 0
-    tokens_per_frame: int = 0
+    tokens_per_frame: int | None = None
+    numbering: Numbering = field(default_factory=Kept)
+
+    def place(self, blocks: Sequence[Block], place: Place | None = None) -> Place:
+        """Return the place behind frames; None: behind the text and frames at a stream's start."""
+        place = place or Place().after_text(self.before)
+        for patch, kept in blocks:
+            place = self.numbering.after(place, patch, kept)
+        return place
 
 
-Prefill = Callable[[Sequence[KeptFrame], int, "SessionCache"], int]
-"""Writes frames into a cache, from a position on; returns the position after them.
+Prefill = Callable[[Sequence[KeptFrame], Place, "SessionCache"], Place]
+"""Writes frames into a cache, from a place on; returns the place behind them.
 
-From position 0 on the text before a video comes first.
+From the first place on the text before a video comes first.
 """
 
 
@@ -54,12 +78,12 @@ class Ready:
 
     Attributes:
         cache: takes the question, and what follows.
-        position: of the question's first token.
+        place: of what comes next.
         taken: positions of the model's context that are taken before it.
     """
 
     cache: SessionCache
-    position: int
+    place: Place
     taken: int
 
 
@@ -78,20 +102,21 @@ class StreamMemory(ABC):
         """
 
     @abstractmethod
-    def span(self, position: int, counts: Sequence[int]) -> int:
-        """Return how many of the context's positions are taken once blocks are written.
+    def span(self, end: Place, blocks: Sequence[Block], count: int) -> int:
+        """Return how many of the context's positions are taken once frames are written.
 
         Args:
-            position: of the next token.
-            counts: the positions that each block takes, as in `reserve`.
+            end: the place behind them, if nothing is forgotten.
+            blocks: the frames.
+            count: positions that they take, with the text before them.
         """
 
     @abstractmethod
-    def take(self, frames: Sequence[KeptFrame], position: int, prefill: Prefill) -> int:
-        """Remember frames that come at a position; return the position after them."""
+    def take(self, frames: Sequence[KeptFrame], place: Place, prefill: Prefill) -> Place:
+        """Remember frames that come at a place; return the place behind them."""
 
     @abstractmethod
-    def answering(self, position: int, prefill: Prefill) -> Ready:
+    def answering(self, place: Place, prefill: Prefill) -> Ready:
         """Return what an answer starts with, which sees all that is remembered now.
 
         It may write into room that the stream has not used yet, and moves its own tokens out when
@@ -157,26 +182,26 @@ class SessionCache(Cache, StreamMemory):
     def borrow(self) -> SessionCache:
         """Return a fork for an answer, as `answering` has it."""
 
-    def take(self, frames: Sequence[KeptFrame], position: int, prefill: Prefill) -> int:
+    def take(self, frames: Sequence[KeptFrame], place: Place, prefill: Prefill) -> Place:
         """Write frames."""
-        return prefill(frames, position, self)
+        return prefill(frames, place, self)
 
-    def answering(self, position: int, prefill: Prefill) -> Ready:
+    def answering(self, place: Place, prefill: Prefill) -> Ready:
         """Return a fork."""
-        return Ready(self.borrow(), position, self.span(position, ()))
+        return Ready(self.borrow(), place, self.span(place, (), 0))
 
-    def span(self, position: int, counts: Sequence[int]) -> int:
-        """Return the position after them: nothing that had one gives it back."""
-        return position + sum(counts)
+    def span(self, end: Place, blocks: Sequence[Block], count: int) -> int:
+        """Return the last position's number: nothing that had one gives it back."""
+        return end.reach
 
-    def make_room(self, blocks: Sequence[int], position: int) -> tuple[int, int]:
-        """Make room for the next blocks, of which the first comes at a position.
+    def make_room(self, blocks: Sequence[int], place: Place) -> tuple[int, Place]:
+        """Make room for the next blocks' tokens, of which the first come at a place.
 
         Returns:
-            how many of the blocks may go through the LLM at once, at least one; and the position
-            at which they come now.
+            how many of the blocks may go through the LLM at once, at least one; and the place at
+            which they come now.
         """
-        return len(blocks), position
+        return len(blocks), place
 
     def running(self, llm: Any, positions: Tensor) -> AbstractContextManager[None]:
         """Return a context in which the LLM runs with this cache on what comes next.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stc_stream.session.memory.full import FullCache
 from stc_stream.session.memory.layer import PreallocatedLayer
 from stc_stream.session.memory.policy import (
+    Block,
     KeptFrame,
     Prefill,
     Ready,
@@ -17,6 +18,7 @@ from stc_stream.session.memory.policy import (
     StreamMemory,
     check_at_least,
 )
+from stc_stream.session.numbering import Place
 
 ANSWER_ROOM = 512
 """Tokens of questions and answers for which there is room behind the frames from the first."""
@@ -54,7 +56,8 @@ class RecentMemory:
         """
         layout = layout or StreamLayout()
         context, tokens = config.max_position_embeddings, layout.tokens_per_frame
-        if layout.positions == "kept" and layout.before + self.frames * tokens > context:
+        kept = layout.positions == "kept"
+        if kept and tokens and layout.before + self.frames * tokens > context:
             raise ValueError(
                 f"frames must be at most {(context - layout.before) // tokens}, for {tokens} "
                 f"tokens each and {layout.before} of text before them in the model's context of "
@@ -78,34 +81,34 @@ class RecentFrames(StreamMemory):
         self._layout = layout
         self._frames: tuple[KeptFrame, ...] = ()
         self._forgotten = 0
-        self._prefilled: tuple[FullCache, int] | None = None
+        self._prefilled: tuple[FullCache, Place] | None = None
 
     def reserve(self, blocks: Sequence[int]) -> None:
         """Refuse nothing: older frames make room."""
 
-    def span(self, position: int, counts: Sequence[int]) -> int:
+    def span(self, end: Place, blocks: Sequence[Block], count: int) -> int:
         """Return how many positions the text and the last frames take."""
-        frames = [self._positions(frame) for frame in self._frames]
-        return self._layout.before + sum([*frames, *counts[1:]][-self._most :])
+        held = [frame.block for frame in self._frames]
+        return self._layout.place([*held, *blocks][-self._most :]).reach
 
-    def take(self, frames: Sequence[KeptFrame], position: int, prefill: Prefill) -> int:
+    def take(self, frames: Sequence[KeptFrame], place: Place, prefill: Prefill) -> Place:
         """Remember the last of the frames."""
         # A frame's tokens are a part of its chunk's, which would stay with it.
-        new = [KeptFrame(frame.tokens.clone(), frame.index) for frame in frames[-self._most :]]
+        new = [replace(frame, tokens=frame.tokens.clone()) for frame in frames[-self._most :]]
         left = (*self._frames, *new)[-self._most :]
         forgotten = self._forgotten + len(self._frames) + len(frames) - len(left)
         vars(self).update(_frames=left, _forgotten=forgotten, _prefilled=None)
-        return position
+        return place
 
-    def answering(self, position: int, prefill: Prefill) -> Ready:
+    def answering(self, place: Place, prefill: Prefill) -> Ready:
         """Prefill the frames, if that was not done since the last one, and return a fork."""
         if self._prefilled is None:
             room = self.tokens_held + ANSWER_ROOM
             cache = FullCache([PreallocatedLayer(room) for _ in range(self._layers)])
-            end = prefill(self._frames, 0, cache) if self._frames else 0
+            end = prefill(self._frames, Place(), cache) if self._frames else Place()
             self._prefilled = cache, end
         cache, end = self._prefilled
-        return Ready(cache.borrow(), end, end)
+        return Ready(cache.borrow(), end, end.reach)
 
     def save(self) -> Any:
         """Return all that is remembered, which is never changed."""
@@ -154,7 +157,3 @@ class RecentFrames(StreamMemory):
     @property
     def _bytes(self) -> int:
         return sum(frame.tokens.nbytes + frame.index.nbytes for frame in self._frames)
-
-    def _positions(self, frame: KeptFrame) -> int:
-        kept = self._layout.positions == "kept"
-        return self._layout.tokens_per_frame if kept else len(frame.index)

@@ -23,6 +23,7 @@ from stc_stream.session.memory.policy import (
 )
 from stc_stream.session.memory.rotary import Rotary
 from stc_stream.session.memory.window import Ends, WindowCache, WindowLayer
+from stc_stream.session.numbering import Place
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -132,12 +133,12 @@ class RetrievalCache(WindowCache):
                 "the memory fewer blocks, or keep fewer tokens of each frame"
             )
 
-    def make_room(self, blocks: Sequence[int], position: int) -> tuple[int, int]:
+    def make_room(self, blocks: Sequence[int], place: Place) -> tuple[int, Place]:
         """Make room in the window, and in host memory."""
         text = self.get_seq_length() == 0 and self._recall.before > 0
-        taken, position = super().make_room(blocks, position)
+        taken, place = super().make_room(blocks, place)
         self._archive.begin(blocks[int(text) : taken])
-        return taken, position
+        return taken, place
 
     @contextmanager
     def running(self, llm: Any, positions: Tensor) -> Iterator[None]:
@@ -164,10 +165,10 @@ class RetrievalCache(WindowCache):
                 self._archive.write(layer_idx, unturned, value_states[:, :, text:])
         return found
 
-    def answering(self, position: int, prefill: Prefill) -> Ready:
+    def answering(self, place: Place, prefill: Prefill) -> Ready:
         """Return a cache that brings frames back when the question is run."""
         cache = self.borrow()
-        return Ready(cache, cache.planned, cache.planned)
+        return Ready(cache, Place(cache.planned, cache.planned), cache.planned)
 
     def borrow(self) -> QuestionCache:
         """Return a cache that brings frames back when the question is run."""

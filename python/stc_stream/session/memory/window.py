@@ -13,8 +13,14 @@ from torch import Tensor
 
 from stc_stream.session.memory.layer import PreallocatedLayer, Store
 from stc_stream.session.memory.layered import LayeredCache
-from stc_stream.session.memory.policy import MemoryFullError, StreamLayout, check_at_least
+from stc_stream.session.memory.policy import (
+    Block,
+    MemoryFullError,
+    StreamLayout,
+    check_at_least,
+)
 from stc_stream.session.memory.rotary import Rotary
+from stc_stream.session.numbering import Place
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -289,7 +295,7 @@ class WindowCache(LayeredCache):
         if longest > first.window or text > first.sink + first.window:
             raise too_long(max(text, longest), first.window)
 
-    def make_room(self, blocks: Sequence[int], position: int) -> tuple[int, int]:
+    def make_room(self, blocks: Sequence[int], place: Place) -> tuple[int, Place]:
         """Evict what has no room with the next block; as many go at once as evict nothing."""
         first = self._windows[0]
         room = first.sink + first.window - first.rows_held
@@ -301,14 +307,16 @@ class WindowCache(LayeredCache):
         self._ends.add(blocks[:taken], first.evicted + max(total - room, 0))
         for layer in self._windows:
             layer.evict(total)
-        return taken, position if first.rotary is None else first.next_position
+        if first.rotary is not None:
+            place = Place(first.next_position, first.next_position)
+        return taken, place
 
-    def span(self, position: int, counts: Sequence[int]) -> int:
-        """Return the position after them, or how many tokens will be held."""
+    def span(self, end: Place, blocks: Sequence[Block], count: int) -> int:
+        """Return the last position's number, or how many tokens will be held."""
         first = self._windows[0]
         if first.rotary is None:
-            return super().span(position, counts)
-        return min(first.rows_held + sum(counts), first.sink + first.window)
+            return super().span(end, blocks, count)
+        return min(first.rows_held + count, first.sink + first.window)
 
     def save(self) -> Any:
         """Return each layer's state."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stc_stream.session.models.model import VideoModel
+from stc_stream.session.models.square import SquareFrames
 
 
 def resembles(model: nn.Module) -> bool:
@@ -19,21 +19,20 @@ def resembles(model: nn.Module) -> bool:
     )
 
 
-class LlavaNextVideo(VideoModel):
+class LlavaNextVideo(SquareFrames):
     """`LlavaNextVideoForConditionalGeneration` of transformers, its LLM a Llama or a Mistral."""
 
     family = "LLaVA-NeXT-Video"
 
     def __init__(self, model: Any) -> None:
         vision = model.config.vision_config
-        side = vision.image_size // vision.patch_size // model.config.spatial_pool_stride
         self.model = model
         self.tower = model.model.vision_tower
         self.llm = model.model.language_model
         self.head = model.lm_head
         self.context = model.config.text_config.max_position_embeddings
-        self.image_size = (vision.image_size, vision.image_size)
-        self.tokens_per_frame = side * side
+        self.image = vision.image_size
+        self.side = vision.image_size // vision.patch_size // model.config.spatial_pool_stride
         self.video_token = model.config.video_token_id
 
     def encode(self, pixels: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stc_stream.session.models.model import VideoModel
+from stc_stream.session.models.square import SquareFrames
 
 
 def resembles(model: nn.Module) -> bool:
@@ -20,21 +20,20 @@ def resembles(model: nn.Module) -> bool:
     )
 
 
-class LlavaOnevision(VideoModel):
+class LlavaOnevision(SquareFrames):
     """`LlavaOnevisionForConditionalGeneration` of transformers."""
 
     family = "LLaVA-OneVision"
 
     def __init__(self, model: Any) -> None:
         vision = model.config.vision_config
-        side = math.ceil(vision.image_size // vision.patch_size / 2)
         self.model = model
         self.tower = model.model.vision_tower
         self.llm = model.model.language_model
         self.head = model.lm_head
         self.context = model.config.text_config.max_position_embeddings
-        self.image_size = (vision.image_size, vision.image_size)
-        self.tokens_per_frame = side * side
+        self.image = vision.image_size
+        self.side = math.ceil(vision.image_size // vision.patch_size / 2)
         self.video_token = model.config.video_token_id
 
     def encode(self, pixels: Tensor) -> Tensor:

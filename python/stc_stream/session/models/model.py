@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stc_stream.session.memory import SessionCache
+from stc_stream.session.numbering import Contiguous, Kept, Numbering, Positions
+from stc_stream.session.pixels import Pixels
 
 
 class VideoModel(ABC):
@@ -20,33 +23,52 @@ class VideoModel(ABC):
         llm: its LLM without the head.
         head: from the LLM's output to logits.
         context: tokens, and positions, that the LLM takes.
-        image_size: height and width of a frame as the tower takes it, in pixels.
-        tokens_per_frame: tokens of a frame after projector and pooling (T).
         video_token: the token that stands for those of a video in a prompt.
+        frames_per_patch: frames that the tower takes as one, a temporal patch.
+        axes: of its positions.
+        video_arguments: what `generate` is given of videos.
     """
 
     family: str
+    frames_per_patch: int = 1
+    axes: int = 1
+    video_arguments: tuple[str, ...] = ("pixel_values_videos",)
 
     model: Any
     tower: nn.Module
     llm: Any
     head: nn.Module
     context: int
-    image_size: tuple[int, int]
-    tokens_per_frame: int
     video_token: int
 
     @abstractmethod
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Return the tokens of frames, after tower, projector and pooling, [F, T, D].
+    def misfit(self, pixels: Pixels) -> str | None:
+        """Say why frames that are made so are not for this model; None: they are."""
+
+    @abstractmethod
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return rows and columns of the tokens of a temporal patch.
 
         Args:
-            pixels: as the processor makes them, [F, 3, H, W].
+            size: height and width of its frames as the tower takes them, in pixels.
+        """
+
+    @abstractmethod
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Return the tokens of temporal patches, after tower, projector and pooling, [P, T, D].
+
+        Args:
+            pixels: as the processor makes them, [P · frames_per_patch, 3, H, W].
         """
 
     @abstractmethod
     def after_video(self) -> Tensor:
         """Return what follows a video's last frame in the stock model's input, [n, D]."""
+
+    @property
+    def tokens_per_frame(self) -> int | None:
+        """Tokens of a frame after projector and pooling (T); None: that hangs on its size."""
+        return None
 
     @property
     def device(self) -> torch.device:
@@ -79,17 +101,36 @@ class VideoModel(ABC):
         return tokens
 
     def text_positions(self, first: int, count: int) -> Tensor:
-        """Return the positions of text, int64 [1, count]."""
-        return torch.arange(first, first + count, device=self.device)[None]
+        """Return the positions of text, the same on all axes, int64 [axes, count]."""
+        return torch.arange(first, first + count, device=self.device).expand(self.axes, count)
 
-    def frame_positions(self, first: int, index: Tensor) -> Tensor:
-        """Return the positions that kept tokens of a frame have, int64 [1, k].
+    def numbering(self, positions: Positions) -> Numbering:
+        """Return what numbers the tokens of frames."""
+        return Kept() if positions == "kept" else Contiguous()
+
+    def videos(self, given: Mapping[str, Any]) -> list[Tensor]:
+        """Return the videos that `generate` is given, each [F, 3, H, W], as `encode` takes them.
 
         Args:
-            first: the position at which the frame starts.
-            index: the kept tokens' places in the frame, int64 [k].
+            given: the `video_arguments`; None for those that were left out.
+
+        Raises:
+            ValueError: they do not belong together.
         """
-        return (first + index.to(self.device))[None]
+        return list(given["pixel_values_videos"])
+
+    def prompt_positions(
+        self, ids: Tensor, mask: Tensor, given: Mapping[str, Any]
+    ) -> Tensor | None:
+        """Return the positions of prompts with all their videos' tokens, int64 [axes, B, S].
+
+        None: they are counted, as `generate` does by itself.
+
+        Args:
+            ids, mask: as `generate` takes them, [B, S].
+            given: the `video_arguments`.
+        """
+        return None
 
     def run(self, inputs: Tensor, positions: Tensor, cache: SessionCache) -> Tensor:
         """Run the LLM on what comes next and write it into the cache; return its output, [n, D].
@@ -102,7 +143,7 @@ class VideoModel(ABC):
         with cache.running(self.llm, positions):
             output = self.llm(
                 inputs_embeds=inputs[None],
-                position_ids=positions,
+                position_ids=positions if self.axes == 1 else positions[:, None],
                 past_key_values=cache,
                 use_cache=True,
             )
