@@ -12,10 +12,10 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib import import_module
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args
 
 from stc_stream.evaluate.method import Method
+from stc_stream.evaluate.settings import read_settings
 from stc_stream.pruner import PrunerConfig
 from stc_stream.pruner.config import Strategy
 
@@ -45,24 +45,9 @@ def read_method(text: str, defaults: Mapping[str, Any] | None = None) -> Method:
     name = name.replace("-", "_")
     if name not in method_names():
         raise ValueError(f"method must be one of {', '.join(method_names())}, but is {name!r}")
-    kind = _kind(name)
-    types = get_type_hints(kind)
-    known = [field.name for field in fields(kind) if field.init]
-    settings: dict[str, Any] = {}
-    for part in filter(None, written.split(",")):
-        setting, equals, value = (each.strip() for each in part.partition("="))
-        if not equals:
-            raise ValueError(f"method {name}: settings must be setting=value, but one is {part!r}")
-        if setting not in known:
-            if not known:
-                raise ValueError(f"method {name} has no settings, but {setting!r} was given")
-            raise ValueError(f"method {name} has {', '.join(known)}, but no {setting!r}")
-        if setting in settings:
-            raise ValueError(f"method {name} has {setting} twice")
-        settings[setting] = _value(name, setting, value, types[setting])
-    ours = {key: value for key, value in (defaults or {}).items() if key in known}
+    settings = read_settings(f"method {name}", _kind(name), written, defaults)
     try:
-        return _method(text, kind(**(ours | settings)))
+        return _method(text, settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"method {name}: {error}") from None
 
@@ -98,6 +83,20 @@ def _prunes_alone(name: str) -> bool:
     return method.pruner is not None and method.tower is None
 
 
+def split_methods(text: str) -> list[str]:
+    """Return methods that are written with commas between them: `stc,skip:refresh_interval=2`.
+
+    What is `setting=value` belongs to the method before it.
+    """
+    found: list[str] = []
+    for part in filter(None, (each.strip() for each in text.split(","))):
+        if found and "=" in part and ":" not in part:
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return found
+
+
 def _kind(name: str) -> Any:
     """Return the class of a method's settings.
 
@@ -120,35 +119,3 @@ def _method(name: str, settings: Any) -> Method:
     tower = settings if hasattr(settings, "attach") else getattr(settings, "tower", None)
     parts = {part: getattr(settings, part, None) for part in ("pruner", "memory")}
     return Method(name, tower=tower, **parts)
-
-
-def _value(method: str, setting: str, text: str, kind: Any) -> Any:
-    choices = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    for choice in choices:
-        try:
-            return _read(text, choice)
-        except ValueError:
-            continue
-    words = " or ".join(map(_words, choices))
-    raise ValueError(f"method {method}: {setting} must be {words}, but is {text!r}")
-
-
-def _read(text: str, kind: Any) -> Any:
-    if kind is NoneType:
-        options: dict[str, Any] = {"none": None}
-    elif kind is bool:
-        options = {"true": True, "false": False}
-    elif get_origin(kind) is Literal:
-        options = {str(each): each for each in get_args(kind)}
-    else:
-        return kind(text)
-    if text not in options:
-        raise ValueError(text)
-    return options[text]
-
-
-def _words(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return " or ".join(map(str, get_args(kind)))
-    names = {NoneType: "none", bool: "true or false", int: "a whole number", float: "a number"}
-    return names.get(kind, "a word")
