@@ -14,6 +14,7 @@ EVERYTHING = {
     "dtd": "threshold=1",
     "merge": "merged=0",
     "random_tokens": "update_ratio=1",
+    "recent": "frames=99",
     "skip": "refresh_interval=1",
     "stc": "update_ratio=1",
     "stc_cacher": "update_ratio=1",
