@@ -16,9 +16,10 @@ from stc_stream.cli.session import Session
 from stc_stream.interrupts import Interrupts
 from stc_stream.report.terminal import StandardOutput, hold_closed_descriptors
 
-# Each is the module of its name here, with a click command of its name.
+# Each is the module of its name here, with a click command in a function of its name.
 _COMMANDS = (
     "bench",
+    "evaluate",
     "info",
     "stream",
 )

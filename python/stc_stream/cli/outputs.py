@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -51,7 +51,7 @@ def page_file(
 
 
 def json_file(
-    path: Path | None, document: Callable[[Result], Mapping[str, Any]]
+    path: Path | None, document: Callable[[Result], Mapping[str, Any] | Sequence[Any]]
 ) -> OutputFile[Result] | None:
     """Return the file of `--json` with the document of a result; None: it was not asked for."""
     if path is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib.resources import files
 from pathlib import Path
@@ -104,7 +104,7 @@ def read_schema(name: str) -> dict[str, Any]:
     return schema
 
 
-def write_document(document: Mapping[str, Any], path: Path) -> Path:
+def write_document(document: Mapping[str, Any] | Sequence[Any], path: Path) -> Path:
     """Write a document to a file, as `write_whole` does, and return its path.
 
     Raises:

@@ -22,12 +22,14 @@ FAMILIES = (
 """For each family, what recognises its models, and what reads them."""
 
 
-def read_model(model: nn.Module) -> VideoModel:
-    """Return a video LLM as a session uses it.
+def read_model(model: nn.Module | VideoModel) -> VideoModel:
+    """Return a video LLM as a session uses it; one that is read already is returned as it is.
 
     Raises:
         TypeError: not a model of a family that is known.
     """
+    if isinstance(model, VideoModel):
+        return model
     for resembles, family in FAMILIES:
         if resembles(model):
             return family(model)
