@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +11,7 @@ from numpy.typing import NDArray
 
 from stc_stream.evaluate.fidelity import Fidelity
 from stc_stream.evaluate.summary import FrameNumbers
-from stc_stream.report.drawing import new_figure
+from stc_stream.report.svg import COMPRESSED, CUT, DENSE, FONT, LINE, MUTED, inline_chart
 from stc_stream.report.terminal import some
 
 if TYPE_CHECKING:
@@ -26,28 +24,6 @@ MOST_AGES = 5
 """Lines of the chart by layer."""
 
 _MOST_CUTS = 40
-
-# matplotlib knows no CSS variables: it draws with these, which stand for nothing else.
-_STAND_INS = {
-    "#010203": "var(--ink)",
-    "#010204": "var(--muted)",
-    "#010205": "var(--line)",
-    "#010206": "var(--dense)",
-    "#010207": "var(--compressed)",
-    "#010208": "var(--cut)",
-}
-_INK, _MUTED, _LINE, _DENSE, _COMPRESSED, _CUT = _STAND_INS
-_FONT = 11
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "stc",
-    "font.size": _FONT,
-    "text.color": _INK,
-    "axes.labelcolor": _MUTED,
-    "axes.edgecolor": _LINE,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-}
 
 Values = NDArray[np.float64]
 
@@ -65,9 +41,9 @@ def latency_chart(frames: Sequence[FrameNumbers]) -> str:
         times = _times(frames, size)
         dense = _grouped([frame.dense_ms for frame in frames], size, np.mean)
         compressed = _grouped([frame.compressed_ms for frame in frames], size, np.mean)
-        axes.plot(times, dense, color=_DENSE, linewidth=1.6)
-        axes.plot(times, compressed, color=_COMPRESSED, linewidth=1.6)
-        axes.fill_between(times, compressed, dense, color=_COMPRESSED, alpha=0.1, linewidth=0)
+        axes.plot(times, dense, color=DENSE, linewidth=1.6)
+        axes.plot(times, compressed, color=COMPRESSED, linewidth=1.6)
+        axes.fill_between(times, compressed, dense, color=COMPRESSED, alpha=0.1, linewidth=0)
         if size == 1:
             _mark(axes, frames, compressed)
         _mark_cuts(axes, frames, size)
@@ -78,7 +54,7 @@ def latency_chart(frames: Sequence[FrameNumbers]) -> str:
         _mark_above(axes, times, dense, compressed, "point" if size > 1 else "frame")
         axes.set_ylabel("ms a frame")
 
-    return _chart(draw, 3.1, "Latency of the vision tower over time")
+    return inline_chart(draw, 3.1, "Latency of the vision tower over time")
 
 
 def cosine_chart(frames: Sequence[FrameNumbers]) -> str:
@@ -92,17 +68,17 @@ def cosine_chart(frames: Sequence[FrameNumbers]) -> str:
         times = _times(frames, size)
         cosines = [np.nan if frame.cosine is None else frame.cosine for frame in frames]
         mean, least = (_grouped(cosines, size, reduce) for reduce in (np.mean, np.min))
-        axes.plot(times, mean, color=_COMPRESSED, linewidth=1.6)
+        axes.plot(times, mean, color=COMPRESSED, linewidth=1.6)
         if size == 1:
             _mark(axes, frames, mean)
         else:
-            axes.fill_between(times, least, mean, color=_COMPRESSED, alpha=0.25, linewidth=0)
+            axes.fill_between(times, least, mean, color=COMPRESSED, alpha=0.25, linewidth=0)
         _mark_cuts(axes, frames, size)
         lowest = min((value for value in least if np.isfinite(value)), default=0.0)
         axes.set_ylim(*_limits(lowest))
         axes.set_ylabel("cosine to dense")
 
-    return _chart(draw, 2.4, "Cosine of the compressed features to the dense ones over time")
+    return inline_chart(draw, 2.4, "Cosine of the compressed features to the dense ones over time")
 
 
 def fidelity_chart(fidelity: Fidelity) -> str:
@@ -120,7 +96,7 @@ def fidelity_chart(fidelity: Fidelity) -> str:
             # The line of older frames is stronger.
             alpha = 0.35 + 0.65 * (order + 1) / len(shown)
             axes.plot(
-                layers, heights, "o-", color=_COMPRESSED, alpha=alpha, linewidth=1.6, markersize=3
+                layers, heights, "o-", color=COMPRESSED, alpha=alpha, linewidth=1.6, markersize=3
             )
             if np.isfinite(heights[-1]):
                 age = fidelity.ages[place]
@@ -132,7 +108,7 @@ def fidelity_chart(fidelity: Fidelity) -> str:
         _label_ends(axes, len(fidelity.layers), ends)
 
     words = "Cosine of each layer's output to the dense one, by frames since the refresh"
-    return _chart(draw, 2.8, words, "layer")
+    return inline_chart(draw, 2.8, words, "layer")
 
 
 def _times(frames: Sequence[FrameNumbers], size: int) -> Values:
@@ -158,7 +134,7 @@ def _mark(axes: Axes, frames: Sequence[FrameNumbers], heights: Values) -> None:
     for points, marker, size in ((refreshed, "D", 30), (selective, "o", 11)):
         if points:
             times, values = zip(*points, strict=True)
-            axes.scatter(times, values, s=size, marker=marker, color=_COMPRESSED, zorder=3)
+            axes.scatter(times, values, s=size, marker=marker, color=COMPRESSED, zorder=3)
 
 
 def _mark_cuts(axes: Axes, frames: Sequence[FrameNumbers], size: int) -> None:
@@ -166,10 +142,10 @@ def _mark_cuts(axes: Axes, frames: Sequence[FrameNumbers], size: int) -> None:
     groups = {place // size: f.time for place, f in enumerate(frames) if f.scene_cut}
     if len(groups) > _MOST_CUTS:
         foot = axes.get_xaxis_transform()
-        axes.vlines([*groups.values()], 0, 0.07, color=_CUT, linewidth=1.4, transform=foot)
+        axes.vlines([*groups.values()], 0, 0.07, color=CUT, linewidth=1.4, transform=foot)
         return
     for time in groups.values():
-        axes.axvline(time, color=_CUT, linewidth=1.4, linestyle=(0, (4, 3)), zorder=1)
+        axes.axvline(time, color=CUT, linewidth=1.4, linestyle=(0, (4, 3)), zorder=1)
 
 
 def _mark_above(axes: Axes, times: Values, dense: Values, compressed: Values, what: str) -> None:
@@ -177,7 +153,7 @@ def _mark_above(axes: Axes, times: Values, dense: Values, compressed: Values, wh
     top = axes.get_ylim()[1]
     slowest = np.maximum(dense, compressed)
     for place in np.flatnonzero(slowest > top):
-        slower = _DENSE if dense[place] > compressed[place] else _COMPRESSED
+        slower = DENSE if dense[place] > compressed[place] else COMPRESSED
         axes.scatter([times[place]], [0.97 * top], s=34, marker="^", color=slower, zorder=4)
     over = int((slowest > top).sum())
     if over:
@@ -186,7 +162,7 @@ def _mark_above(axes: Axes, times: Values, dense: Values, compressed: Values, wh
             f"({'up to ' if over > 1 else ''}{slowest.max():.0f} ms)",
             loc="right",
             fontsize=10,
-            color=_MUTED,
+            color=MUTED,
         )
 
 
@@ -197,41 +173,21 @@ def _label_ends(axes: Axes, x: float, ends: Sequence[tuple[float, str]]) -> None
     figure.draw_without_rendering()
     points = 72 / figure.dpi
     own = [points * axes.transData.transform((x, height))[1] for height, _ in sorted(ends)]
-    placed, gap = list(own), 1.25 * _FONT
+    placed, gap = list(own), 1.25 * FONT
     for place in range(1, len(own)):
         placed[place] = max(own[place], placed[place - 1] + gap)
     limit = points * axes.bbox.y1
     for place in reversed(range(len(own))):
         placed[place] = limit = min(placed[place], limit)
         limit -= gap
-    leader = {"arrowstyle": "-", "color": _LINE, "linewidth": 1, "shrinkA": 1, "shrinkB": 4}
+    leader = {"arrowstyle": "-", "color": LINE, "linewidth": 1, "shrinkA": 1, "shrinkB": 4}
     for (height, label), before, after in zip(sorted(ends), own, placed, strict=True):
         axes.annotate(
             label,
             (x, height),
             xytext=(18, after - before),
             textcoords="offset points",
-            color=_MUTED,
+            color=MUTED,
             va="center",
             arrowprops=leader,
         )
-
-
-def _chart(draw: Callable[[Axes], None], inches: float, label: str, along: str = "seconds") -> str:
-    with new_figure((10, inches), _STYLE) as figure:
-        axes = figure.add_subplot()
-        axes.set_xlabel(along)
-        axes.margins(x=0.015)
-        draw(axes)
-        axes.grid(axis="y", color=_LINE, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.tick_params(length=0)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for stand_in, variable in _STAND_INS.items():
-        svg = svg.replace(stand_in, variable)
-    svg = re.sub(r' width="[\d.]+pt"| height="[\d.]+pt"', "", svg, count=2)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
-import jinja2
 import torch
 from markupsafe import Markup, escape
 
@@ -33,7 +31,7 @@ from stc_stream.report.pictures import (
 from stc_stream.report.run import StreamRun
 from stc_stream.report.table import verdict
 from stc_stream.report.target import PAGE, write_whole
-from stc_stream.report.terminal import printable
+from stc_stream.report.templates import template
 from stc_stream.report.versions import cores, processor, versions
 
 _OPTION = re.compile(r"--\w[\w-]*( [\d.]*\d)?")
@@ -56,18 +54,10 @@ def write_report(run: StreamRun, moments: Sequence[Moment], directory: Path) -> 
 
 def render(run: StreamRun, moments: Sequence[Moment]) -> str:
     """Return the page as HTML: no script, and nothing fetched from anywhere."""
-    template = files("stc_stream").joinpath("report/templates/report.html")
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_shown,
-    )
     maps = [m.result.view.similarity for m in moments if m.result.view.similarity is not None]
     lowest = min((float(similarity.min()) for similarity in maps), default=0.0)
     tower = run.tower
-    return environment.from_string(template.read_text(encoding="utf-8")).render(
+    return template("report.html").render(
         run=run,
         summary=run.summary,
         tower=tower,
@@ -91,11 +81,6 @@ def render(run: StreamRun, moments: Sequence[Moment]) -> str:
         versions=versions(),
         dtype=str(tower.dtype).removeprefix("torch."),
     )
-
-
-def _shown(value: object) -> object:
-    # A name's control characters are written out; what is markup already stays.
-    return printable(value) if type(value) is str else value
 
 
 def _unbroken(text: str) -> Markup:
