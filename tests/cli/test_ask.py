@@ -106,7 +106,8 @@ def test_what_is_written_is_what_plain_sessions_do(
                 assert own["bytes_device"] == plain.stats.bytes_device
             answer = plain.ask("What?", 4)
             assert session["questions"][0][side]["answer"] == answer
-            assert session["held"][side] == vars(plain.stats)
+            held = session["held"][side]
+            assert held == {name: getattr(plain.stats, name) for name in held}
     times = session["times"]
     for side in parts:
         stages = times[side]["stages_ms"]
@@ -120,6 +121,16 @@ def test_what_is_written_is_what_plain_sessions_do(
     assert saved == pytest.approx(times["reduction"])
     assert numbers["config"]["pruner"]["tokens_per_frame"] == 6
     assert session["model"]["tokens_per_frame"] == 16
+
+
+def test_the_report_is_one_page(ask: Stc, tmp_path: Path) -> None:
+    outcome = ask("--ask", "What <is> it?", "--ask", "1s:Now?", "--report", tmp_path / "report")
+    assert (outcome.code, outcome.err) == (0, "")
+    page = tmp_path / "report" / "index.html"
+    assert outcome.out.endswith(f"report: {page}\n")
+    assert list(page.parent.iterdir()) == [page]
+    text = page.read_text()
+    assert "What &lt;is&gt; it?" in text and "STC report: grey.mp4" in text
 
 
 def test_the_pruner_and_the_method_are_chosen_by_name(ask: Stc, tmp_path: Path) -> None:
@@ -180,7 +191,6 @@ def test_pieces_are_printed_as_they_come(
         (("--ask", "1s:What?", "--frames", "2"), "is after the end of what is streamed"),
         (("--ask", "a <video> b"), "--ask must not hold <video>"),
         (("--ask", "What?", "--memory", "none"), "'--memory': 'none' is not"),
-        (("--ask", "What?", "--report", "x"), "--report has no page for questions"),
         (("--ask", "What?", "--chunk", "0"), "'--chunk': 0 is not in the range x>=1"),
         (("--ask", "What?", "--max-new-tokens", "0"), "'--max-new-tokens': 0 is not in the range"),
         (("--ask", "What?", "--pruner", "best"), "--pruner must be one of dual_anchor, gaussian"),

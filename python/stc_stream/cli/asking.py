@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from stc_stream.evaluate.answers import SessionComparison
     from stc_stream.evaluate.method import Method
     from stc_stream.evaluate.moments import Chunk, Question
+    from stc_stream.report.answers.album import Album
     from stc_stream.report.answers.run import AnswersRun, AskedQuestion, FedFrames
     from stc_stream.session import Memory
     from stc_stream.session.load import VideoLlm
@@ -49,6 +51,14 @@ class Asking:
     memory: str
     chunk: int
     max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A stream with questions that has run, and pictures of its frames."""
+
+    run: AnswersRun
+    album: Album | None
 
 
 def as_question(text: str) -> tuple[float | None, str]:
@@ -136,6 +146,13 @@ def check_moments(asking: Asking, opened: FrameStream) -> None:
             )
 
 
+def new_album() -> Album:
+    """Return an empty album, for the page of `--report`."""
+    from stc_stream.report.answers.album import Album
+
+    return Album()
+
+
 def load_asked(model: str | None, device: str, dtype: str) -> VideoLlm:
     """Return the video LLM to ask."""
     from stc_stream.session.load import load_video_llm
@@ -158,10 +175,15 @@ def ask_stream(
     opened: FrameStream,
     fps: float | None,
     warnings: list[str],
-    outputs: Outputs[AnswersRun],
+    outputs: Outputs[Asked],
     interrupts: Interrupts,
+    album: Album | None,
 ) -> None:
-    """Stream a video, ask about it, print what came and write what was asked for."""
+    """Stream a video, ask about it, print what came and write what was asked for.
+
+    Args:
+        album: takes pictures of the frames; None: no page will want them.
+    """
     from stc_stream.evaluate.method import Method
     from stc_stream.video import VideoError
 
@@ -172,20 +194,28 @@ def ask_stream(
             f"{printable(opened.name)} through {printable(model.name)}, {model.weights}, "
             f"on {model.device}"
         )
-        asked = _Asked(asking, model, methods, comparison, outputs.console, interrupts)
+        stream = _Stream(asking, model, methods, comparison, outputs.console, interrupts, album)
         try:
-            run = asked.run(opened, fps, warnings)
+            run = stream.run(opened, fps, warnings)
         except VideoError as error:
             fail(f"{opened.name}: {error}")
     _show(run, outputs.console)
-    outputs.write(run)
+    outputs.write(Asked(run, album))
 
 
-def write_answers_document(run: AnswersRun) -> Mapping[str, Any]:
+def write_answers_document(asked: Asked) -> Mapping[str, Any]:
     """Return the document of `--json`."""
     from stc_stream.report.answers.document import answers_document
 
-    return answers_document(run)
+    return answers_document(asked.run)
+
+
+def write_answers_page(asked: Asked, directory: Path) -> Path:
+    """Write the page of `--report`."""
+    from stc_stream.report.answers.page import write_answers_report
+
+    assert asked.album is not None
+    return write_answers_report(asked.run, asked.album, directory)
 
 
 def _memory(name: str) -> Memory:
@@ -213,7 +243,7 @@ def _comparison(asking: Asking, model: VideoLlm, methods: Sequence[Method]) -> S
         fail(as_option(str(error).replace("question must", "ask must", 1)))
 
 
-class _Asked:
+class _Stream:
     """A stream with questions while it runs."""
 
     def __init__(
@@ -224,6 +254,7 @@ class _Asked:
         comparison: SessionComparison,
         console: Console,
         interrupts: Interrupts,
+        album: Album | None,
     ) -> None:
         from stc_stream.evaluate.moments import Question
 
@@ -238,6 +269,7 @@ class _Asked:
         self._answers: list[AskedQuestion] = []
         self._may_end_answer = True
         self._full = False
+        self._album = album
         self._bar = progress_bar(console)
 
     def run(self, opened: FrameStream, fps: float | None, warnings: list[str]) -> AnswersRun:
@@ -303,6 +335,9 @@ class _Asked:
             return
         indices = tuple(frame.index for frame in chunk.frames)
         self._chunks.append(FedFrames(indices, tuple(chunk.times), runs))
+        if self._album is not None:
+            for image in images:
+                self._album.add(image)
         self._may_end_answer = True
 
     def _ask(self, question: Question) -> None:

@@ -17,8 +17,10 @@ from stc_stream.cli.asking import (
     asking_options,
     check_moments,
     load_asked,
+    new_album,
     read_asking,
     write_answers_document,
+    write_answers_page,
 )
 from stc_stream.cli.messages import as_option, fail, say
 from stc_stream.cli.needs import NEEDED, TOO_LARGE, kernels, memory_errors, require_modules
@@ -133,8 +135,6 @@ def stream(
     session: Session = context.obj
     _check_method_options(context, method)
     asked = read_asking(context, asking)
-    if asked is not None and report is not None:
-        fail("--report has no page for questions: leave it out, or give --json")
     require_modules("stc stream", list(NEEDED))
     from stc_stream.video import VideoError, open_video
 
@@ -144,7 +144,7 @@ def stream(
         # What is cheap to check comes before what takes seconds to import.
         outputs: Outputs[Any] = Outputs(
             session.output,
-            page_file(report, _write_page),
+            page_file(report, _write_page if asked is None else write_answers_page),
             json_file(document, _document if asked is None else write_answers_document),
             video=Path(source),
         )
@@ -163,7 +163,9 @@ def stream(
         if asked is not None:
             check_moments(asked, opened)
             llm = load_asked(model, device, dtype)
-            ask_stream(asked, llm, chosen, opened, fps, warnings, outputs, session.interrupts)
+            album = new_album() if report is not None else None
+            interrupts = session.interrupts
+            ask_stream(asked, llm, chosen, opened, fps, warnings, outputs, interrupts, album)
             return
         comparison = _comparison(model, device, dtype, chosen, tokens_per_frame)
         stack.enter_context(comparison)

@@ -54,12 +54,14 @@ class AnswerRun:
         seconds: of "first_token", from the question on, and of "later_tokens".
         ending: "end", the model ended it; "limit", it was cut off; "stopped", the caller ended it;
             "no_room", the question did not fit into the model's context.
+        retrieved: for each layer, the numbers of the frames that the memory brought back for it.
     """
 
     text: str
     tokens: int
     seconds: Mapping[str, float]
     ending: Ending
+    retrieved: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,15 @@ from stc_stream.report.document import SCHEMA_VERSION, machine, method_settings
 from stc_stream.report.versions import versions
 from stc_stream.session import FullMemory, Memory
 
+_HELD = (
+    "frames",
+    "tokens_seen",
+    "tokens_held",
+    "bytes_device",
+    "bytes_host",
+    "bytes_reserved",
+)
+
 
 def answers_document(run: AnswersRun) -> dict[str, Any]:
     """Return all numbers of a run as what `json.dumps` takes, in the shape of `stream_schema`."""
@@ -36,7 +45,7 @@ def answers_document(run: AnswersRun) -> dict[str, Any]:
             "compared_questions": run.compared_questions,
             "times": _times(run),
             "held": {
-                side: None if stats is None else asdict(stats)
+                side: None if stats is None else {name: getattr(stats, name) for name in _HELD}
                 for side, stats in zip(SIDES, run.stats, strict=True)
             },
             "full": dict(zip(SIDES, run.full, strict=True)),

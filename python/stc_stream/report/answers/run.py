@@ -11,7 +11,7 @@ from stc_stream.evaluate.answers import AnswerRun, ChunkRun, StageTimes
 from stc_stream.evaluate.method import Method
 from stc_stream.evaluate.moments import Question
 from stc_stream.report.terminal import printable
-from stc_stream.session import SessionStats
+from stc_stream.session import FullMemory, SessionStats
 from stc_stream.session.load import VideoLlm
 
 SIDES = ("dense", "compressed")
@@ -151,14 +151,31 @@ class AnswersRun:
     @property
     def title(self) -> str:
         """What to call the compressed method in a sentence."""
-        method = self.methods[1]
-        return "STC" if isinstance(method.tower, CacherConfig) else printable(method.name)
+        return "STC" if self.cacher is not None else printable(self.methods[1].name)
+
+    @property
+    def cacher(self) -> CacherConfig | None:
+        """The Cacher's settings; None: the method has another tower part, or none."""
+        tower = self.methods[1].tower
+        return tower if isinstance(tower, CacherConfig) else None
+
+    @property
+    def forgets(self) -> bool:
+        """Whether the compressed method's memory is another than the full one."""
+        return not isinstance(self.methods[1].memory, FullMemory | None)
+
+    @cached_property
+    def places(self) -> Sequence[tuple[int, float]]:
+        """Of each frame taken in, its place in the source and its seconds."""
+        return [
+            place for chunk in self.chunks for place in zip(chunk.indices, chunk.times, strict=True)
+        ]
 
     @property
     def memory(self) -> str:
-        """What to call the compressed method's memory."""
+        """What to call the compressed method's memory: its class and what was set of it."""
         memory = self.methods[1].memory
-        return "FullMemory()" if memory is None else repr(memory)
+        return "FullMemory()" if memory is None else repr(memory).replace("tokens=None", "")
 
     @cached_property
     def _both_fed(self) -> Sequence[FedFrames]:

@@ -63,7 +63,7 @@ def answers_table(run: AnswersRun) -> Table:
     if answers:
         table.add_row("whole answer", *_answers(run), style="dim")
     if dense.whole:
-        saved = _percent(1 - compressed.whole / dense.whole)
+        saved = percent(1 - compressed.whole / dense.whole)
         table.add_section()
         cells = (milliseconds(1e3 * dense.whole), "100%", milliseconds(1e3 * compressed.whole))
         table.add_row("whole, ms", *cells, "100%", saved, saved, style="bold")
@@ -79,7 +79,7 @@ def _stage(stage: str, dense: StageTimes, compressed: StageTimes, count: int) ->
         for cell in (milliseconds(1e3 * times.seconds[stage] / count), f"{times.share(stage):.1%}")
     ]
     of_whole = f"{compressed.saved_of_whole(stage, dense):.1%}"
-    return [*latency, _percent(compressed.saved(stage, dense)), of_whole]
+    return [*latency, percent(compressed.saved(stage, dense)), of_whole]
 
 
 def _answers(run: AnswersRun) -> list[str]:
@@ -92,7 +92,7 @@ def _answers(run: AnswersRun) -> list[str]:
             f"{sum(map(times.share, OF_ANSWERS)):.1%}",
         )
     ]
-    return [*latency, _percent(1 - seconds[1] / seconds[0] if seconds[0] else None), ""]
+    return [*latency, percent(1 - seconds[1] / seconds[0] if seconds[0] else None), ""]
 
 
 def _add_memory(table: Table, run: AnswersRun) -> None:
@@ -109,7 +109,7 @@ def _add_memory(table: Table, run: AnswersRun) -> None:
     table.add_section()
     for words, (before, after), shown in rows:
         if before or after:
-            saved = _percent(1 - after / before if before else None)
+            saved = percent(1 - after / before if before else None)
             table.add_row(words, shown(before), "", shown(after), "", saved, "")
 
 
@@ -122,7 +122,8 @@ def size_words(size: int) -> str:
     return f"{size} B"
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """Return a share in percent, or a dash."""
     return "—" if share is None else f"{share:.0%}"
 
 
