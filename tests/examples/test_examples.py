@@ -31,7 +31,13 @@ def run(name: str, *arguments: object, cwd: Path) -> list[str]:
 def test_every_example_is_tested():
     names = {path.name for path in (ROOT / "examples").glob("*.py")}
     # make_sample_clip.py wrote the clip that is streamed here; it is not run again for every test.
-    assert names == {"make_sample_clip.py", "rekv.py", "stream_features.py", "use_one_op.py"}
+    assert names == {
+        "livecc.py",
+        "make_sample_clip.py",
+        "rekv.py",
+        "stream_features.py",
+        "use_one_op.py",
+    }
 
 
 def test_use_one_op(tmp_path):
@@ -93,3 +99,11 @@ def test_rekv_on_the_sample_clip(tmp_path):
     for line in answers:
         looked_at = line.partition("the first layer looked at frames ")[2].split(", ")
         assert len(set(looked_at)) == 8
+
+
+def test_livecc_on_the_sample_clip(tmp_path):
+    pytest.importorskip("av", reason="the extra `video` is not installed")
+    *turns, summary = run("livecc.py", "--frames", 11, cwd=tmp_path)
+    assert [line.split(" s: ")[0] for line in turns] == ["0.0-3.0", "3.0-4.0", "4.0-5.0", "5.0-6.0"]
+    # Six temporal patches; the sample's frames become 24 × 32 pixels, 48 patches.
+    assert summary.startswith("6 temporal patches, 2 of them refreshes; ")
