@@ -15,8 +15,8 @@ from stc_stream.evaluate.timing import WallClock, timed
 from stc_stream.evaluate.variants import shared_copy
 from stc_stream.session import MemoryFullError, SessionStats, StreamingSession
 from stc_stream.session.answer import most_likely
-from stc_stream.session.memory import Positions
 from stc_stream.session.models import read_model
+from stc_stream.session.numbering import Positions
 
 STAGES = ("preprocess", "tower", "prune", "prefill", "first_token", "later_tokens", "other")
 """In the order in which a stream runs through them; "first_token" is from the question on."""

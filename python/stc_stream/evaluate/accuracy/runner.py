@@ -21,8 +21,8 @@ from stc_stream.evaluate.opened import Opened
 from stc_stream.evaluate.tasks import Item, Task
 from stc_stream.evaluate.timing import WallClock, timed
 from stc_stream.session import MemoryFullError
-from stc_stream.session.memory import Positions
 from stc_stream.session.models import read_model
+from stc_stream.session.numbering import Positions
 from stc_stream.video import Frame
 
 HELD_BYTES = 1 << 29
