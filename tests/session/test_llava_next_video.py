@@ -10,7 +10,16 @@ from session.conftest import QUESTION, steps_of_a_quarter
 from session.test_processor import Whole
 from transformers import MistralConfig
 
-from stc_stream import CacherConfig, PrunerConfig, SessionProcessor, StreamingSession, compressed
+from stc_stream import (
+    CacherConfig,
+    PrunerConfig,
+    RecentMemory,
+    RetrievalMemory,
+    SessionProcessor,
+    StreamingSession,
+    WindowMemory,
+    compressed,
+)
 from stc_stream.session.pixels import CroppedPixelSettings, PixelSettings, read_pixels
 
 EVERYTHING = {"cacher": CacherConfig.paper(update_ratio=1.0), "pruner": PrunerConfig.paper(16)}
@@ -100,6 +109,22 @@ def test_an_llm_with_a_sliding_window(frames, seed):
         session.feed(frames[3:4])
         found = session.logits(QUESTION)
     torch.testing.assert_close(found, case.logits(frames[:4]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [RecentMemory(frames=4), WindowMemory(window_tokens=200), RetrievalMemory(200, blocks=4)],
+    ids=lambda memory: type(memory).__name__,
+)
+def test_memories_that_hold_all_frames(case, frames, memory):
+    expected = case.logits(frames[:4])
+    with StreamingSession(
+        case.model, case.processor, memory=memory, positions="contiguous"
+    ) as session:
+        for frame in frames[:4].split(1):
+            session.feed(frame)
+        found = session.logits(QUESTION)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def test_an_answer_is_what_generate_gives(case, frames):
