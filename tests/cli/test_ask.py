@@ -15,7 +15,14 @@ from transformers import Qwen2Config, SiglipVisionConfig
 
 import stc_stream.evaluate.answers as answers_module
 import stc_stream.session.untrained as untrained
-from stc_stream import CacherConfig, PrunerConfig, StreamingSession
+from stc_stream import (
+    CacherConfig,
+    PrunerConfig,
+    RecentMemory,
+    RetrievalMemory,
+    StreamingSession,
+    WindowMemory,
+)
 from stc_stream.evaluate.answers import STAGES, SessionComparison
 from stc_stream.report.answers.table import size_words
 from stc_stream.report.document import stream_schema
@@ -133,6 +140,52 @@ def test_the_report_is_one_page(ask: Stc, tmp_path: Path) -> None:
     assert "What &lt;is&gt; it?" in text and "STC report: grey.mp4" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "memory", "positions"),
+    [
+        ("recent:frames=2", RecentMemory(2), "kept"),
+        ("window:sink_tokens=4,window_tokens=9", WindowMemory(4, 9), "contiguous"),
+        ("retrieval:blocks=2,window_tokens=9", RetrievalMemory(9, 2), "contiguous"),
+    ],
+)
+def test_the_memory_is_chosen_by_name(
+    ask: Stc, tiny_llm: Path, video: Path, tmp_path: Path, name: str, memory: object, positions: str
+) -> None:
+    document = tmp_path / "numbers.json"
+    options = ("--memory", name, "--report", tmp_path, "--json", document, "--fps", 2)
+    outcome = ask("--ask", "What?", *options)
+    assert (outcome.code, outcome.err) == (0, "")
+    session = numbers_of(document)["session"]
+    assert session["memory"] == {"policy": type(memory).__name__, **vars(memory)}
+    assert session["positions"] == positions
+    frames = list(open_video(video, fps=2))
+    llm = load_video_llm(str(tiny_llm), device="cpu")
+    with StreamingSession(
+        llm.model, llm.processor, cacher=CacherConfig(), pruner=PrunerConfig.paper(),
+        memory=memory, positions=positions,
+    ) as plain:  # fmt: skip
+        for frame, chunk in zip(frames, session["chunks"], strict=True):
+            plain.feed(frame.image[None])
+            own = chunk["compressed"]
+            assert own["tokens_held"] == plain.stats.tokens_held
+            assert own["bytes_device"] == plain.stats.bytes_device
+            assert own["bytes_host"] == plain.stats.bytes_host
+        held = session["held"]["compressed"]
+        assert held == {name: getattr(plain.stats, name) for name in held}
+        answer = plain.ask("What?", 4)
+        retrieved = plain.retrieved
+    dense, compressed = (session["questions"][0][side] for side in ("dense", "compressed"))
+    assert compressed["answer"] == answer
+    # Every second frame of the source was fed.
+    assert compressed["retrieved"] == [[2 * number for number in layer] for layer in retrieved]
+    assert dense["retrieved"] == []
+    page = (tmp_path / "index.html").read_text()
+    assert ("brought back" in page) == name.startswith("retrieval")
+    assert f"compressed, {repr(memory).replace(', host_bytes=None', '')}" in page
+    if session["held"]["compressed"]["frames_forgotten"]:
+        assert "frames forgotten" in outcome.out
+
+
 def test_the_pruner_and_the_method_are_chosen_by_name(ask: Stc, tmp_path: Path) -> None:
     document = tmp_path / "numbers.json"
     options = ("--method", "skip:refresh_interval=2", "--pruner", "gaussian", "--json", document)
@@ -190,7 +243,11 @@ def test_pieces_are_printed_as_they_come(
         (("--ask", "3s:What?"), "--ask 3s:… is after the end of what is streamed of grey"),
         (("--ask", "1s:What?", "--frames", "2"), "is after the end of what is streamed"),
         (("--ask", "a <video> b"), "--ask must not hold <video>"),
-        (("--ask", "What?", "--memory", "none"), "'--memory': 'none' is not"),
+        (("--ask", "What?", "--memory", "none"), "--memory must be one of full, recent, window,"),
+        (("--ask", "What?", "--memory", ""), "'--memory': it is empty"),
+        (("--ask", "What?", "--memory", "recent:n=2"), "--memory recent has frames, but no 'n'"),
+        (("--ask", "What?", "--memory", "recent:frames=0"), "--memory recent: frames must be at"),
+        (("--ask", "What?", "--memory", "full:tokens=9999"), "--memory full:tokens=9999: tokens"),
         (("--ask", "What?", "--chunk", "0"), "'--chunk': 0 is not in the range x>=1"),
         (("--ask", "What?", "--max-new-tokens", "0"), "'--max-new-tokens': 0 is not in the range"),
         (("--ask", "What?", "--pruner", "best"), "--pruner must be one of dual_anchor, gaussian"),

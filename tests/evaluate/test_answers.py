@@ -10,7 +10,16 @@ from session.conftest import Case, make_case, steps_of_a_quarter
 from torch import Tensor
 
 import stc_stream.evaluate.answers as answers_module
-from stc_stream import CacherConfig, FullMemory, MemoryFullError, PrunerConfig, StreamingSession
+from stc_stream import (
+    CacherConfig,
+    FullMemory,
+    MemoryFullError,
+    PrunerConfig,
+    RecentMemory,
+    RetrievalMemory,
+    StreamingSession,
+    WindowMemory,
+)
 from stc_stream.evaluate.answers import (
     STAGES,
     AnswerRun,
@@ -19,6 +28,7 @@ from stc_stream.evaluate.answers import (
     SessionComparison,
     StageTimes,
 )
+from stc_stream.evaluate.memories import endless_positions, read_memory
 from stc_stream.evaluate.method import Method
 from stc_stream.evaluate.methods import read_method
 
@@ -28,6 +38,8 @@ METHODS = (
     Method("stc", CacherConfig.paper(0.25, 3), PrunerConfig.paper(tokens_per_frame=5)),
     Method("gaussian", None, PrunerConfig(strategy="gaussian", keep_ratio=0.5)),
     read_method("skip:refresh_interval=2"),
+    Method("retrieval", pruner=PrunerConfig.paper(), memory=RetrievalMemory(20, 3)),
+    Method("recent", memory=RecentMemory(2)),
 )
 
 
@@ -99,6 +111,7 @@ def test_every_method_does_what_a_plain_session_does(seed: int, frames: Tensor) 
             asked = last[place]
             assert asked is not None
             assert (asked.text, asked.tokens) == answer_by_hand(session, "Why?", 6)
+            assert asked.retrieved == session.retrieved
             assert "".join(seen[place]) == asked.text and seen[place][0] == ""
             assert stats[place] == session.stats
     # The model itself has nothing on it, and its weights are what they were.
@@ -199,6 +212,36 @@ def test_a_question_without_room_is_an_answer_that_says_so(seed: int, frames: Te
         assert (asked.text, asked.tokens, asked.ending) == ("", 0, "no_room")
         assert StageTimes.of([asked]).whole == 0
         assert one.ask("?", 2).ending == "limit"
+
+
+@pytest.mark.parametrize(
+    ("text", "memory", "positions"),
+    [
+        ("full", FullMemory(), "kept"),
+        ("full:tokens=none", FullMemory(), "kept"),
+        ("full:tokens=70", FullMemory(70), "kept"),
+        ("recent:frames=3", RecentMemory(3), "kept"),
+        ("window:window_tokens=9", WindowMemory(window_tokens=9), "contiguous"),
+        ("retrieval:blocks=2", RetrievalMemory(blocks=2), "contiguous"),
+    ],
+)
+def test_memories_by_name(text: str, memory: Any, positions: str) -> None:
+    assert read_memory(text) == memory
+    assert endless_positions(memory) == positions
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("some", "^memory must be one of full, recent, window, retrieval, but is 'some'$"),
+        ("full:tokens=x", "^memory full: tokens must be a whole number or none, but is 'x'$"),
+        ("window:sinks=1", "^memory window has sink_tokens, window_tokens, but no 'sinks'$"),
+        ("retrieval:blocks=0", "^memory retrieval: blocks must be at least 1, but is 0$"),
+    ],
+)
+def test_what_is_no_memory(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read_memory(text)
 
 
 def test_a_warm_up_leaves_nothing(seed: int, frames: Tensor) -> None:

@@ -14,6 +14,7 @@ import click
 
 from stc_stream.cli.messages import as_option, fail, say
 from stc_stream.cli.needs import TOO_LARGE, memory_errors
+from stc_stream.cli.options import as_name
 from stc_stream.cli.outputs import Outputs
 from stc_stream.cli.terminal import progress_bar
 from stc_stream.interrupts import Interrupts
@@ -27,13 +28,11 @@ if TYPE_CHECKING:
     from stc_stream.evaluate.moments import Chunk, Question
     from stc_stream.report.answers.album import Album
     from stc_stream.report.answers.run import AnswersRun, AskedQuestion, FedFrames
-    from stc_stream.session import Memory
     from stc_stream.session.load import VideoLlm
     from stc_stream.video import Frame, FrameStream
 
 _Decorated = TypeVar("_Decorated", bound="Callable[..., Any]")
 _TIMED = re.compile(r"(?P<time>[-+]?[\d.]+)s:(?P<text>.*)", re.DOTALL)
-_MEMORIES = ("full",)
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Asking:
 
     Attributes:
         questions: each its seconds of the video, or None for the end, and its text.
-        memory: the name of what the LLM remembers.
+        memory: what the LLM remembers, as it is written.
         chunk: frames that are fed together.
         max_new_tokens: where an answer is cut off.
     """
@@ -95,10 +94,12 @@ def asking_options(command: _Decorated) -> _Decorated:
         ),
         click.option(
             "--memory",
-            type=click.Choice(_MEMORIES),
+            type=as_name,
             default="full",
             show_default=True,
-            help="With --ask: what the LLM remembers of the compressed stream.",
+            metavar="NAME",
+            help="With --ask: what the LLM remembers of the compressed stream: full, recent, "
+            "window or retrieval. With settings: retrieval:blocks=4.",
         ),
         click.option(
             "--chunk",
@@ -153,6 +154,16 @@ def new_album() -> Album:
     return Album()
 
 
+def with_memory(method: Method, asking: Asking) -> Method:
+    """Return the method with the memory that was asked for."""
+    from stc_stream.evaluate.memories import read_memory
+
+    try:
+        return replace(method, memory=read_memory(asking.memory))
+    except ValueError as error:
+        fail(as_option(str(error)))
+
+
 def load_asked(model: str | None, device: str, dtype: str) -> VideoLlm:
     """Return the video LLM to ask."""
     from stc_stream.session.load import load_video_llm
@@ -187,7 +198,7 @@ def ask_stream(
     from stc_stream.evaluate.method import Method
     from stc_stream.video import VideoError
 
-    methods = (Method("dense"), replace(method, memory=_memory(asking.memory)))
+    methods = (Method("dense"), method)
     comparison = _comparison(asking, model, methods)
     with comparison:
         outputs.begin(
@@ -218,29 +229,29 @@ def write_answers_page(asked: Asked, directory: Path) -> Path:
     return write_answers_report(asked.run, asked.album, directory)
 
 
-def _memory(name: str) -> Memory:
-    from stc_stream.session import FullMemory
-
-    return {"full": FullMemory}[name]()
-
-
 def _comparison(asking: Asking, model: VideoLlm, methods: Sequence[Method]) -> SessionComparison:
     from stc_stream.evaluate.answers import SessionComparison
+    from stc_stream.evaluate.memories import endless_positions
 
-    try:
-        for _, text in asking.questions:
+    for _, text in asking.questions:
+        try:
             model.processor.prompt(text, video=True)
+        except ValueError as error:
+            fail(as_option(str(error).replace("question must", "ask must", 1)))
+    try:
         return SessionComparison(
             model.model,
             model.processor,
             methods,
+            positions=endless_positions(methods[1].memory),
             max_new_tokens=asking.max_new_tokens,
             chunk=asking.chunk,
         )
-    except TypeError as error:
-        fail(str(error))
-    except ValueError as error:
-        fail(as_option(str(error).replace("question must", "ask must", 1)))
+    except (TypeError, ValueError) as error:
+        words = str(error)
+        if words.startswith("tokens_per_frame"):
+            fail(as_option(words))
+        fail(words if asking.memory == "full" else f"--memory {asking.memory}: {words}")
 
 
 class _Stream:
@@ -273,6 +284,7 @@ class _Stream:
         self._bar = progress_bar(console)
 
     def run(self, opened: FrameStream, fps: float | None, warnings: list[str]) -> AnswersRun:
+        from stc_stream.evaluate.memories import endless_positions
         from stc_stream.evaluate.moments import Chunk, moments
         from stc_stream.report.answers.run import AnswersRun
 
@@ -299,7 +311,7 @@ class _Stream:
             source=opened.name,
             model=self._model,
             methods=self._methods,
-            positions="kept",
+            positions=endless_positions(self._methods[1].memory),
             chunk=self._asking.chunk,
             max_new_tokens=self._asking.max_new_tokens,
             chunks=tuple(self._chunks),

@@ -19,6 +19,7 @@ from stc_stream.cli.asking import (
     load_asked,
     new_album,
     read_asking,
+    with_memory,
     write_answers_document,
     write_answers_page,
 )
@@ -162,6 +163,7 @@ def stream(
         chosen = _method(method, settings, tokens_per_frame, pruner)
         if asked is not None:
             check_moments(asked, opened)
+            chosen = with_memory(chosen, asked)
             llm = load_asked(model, device, dtype)
             album = new_album() if report is not None else None
             interrupts = session.interrupts

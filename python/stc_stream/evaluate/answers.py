@@ -177,7 +177,7 @@ class MethodSession(Opened):
         except MemoryFullError:
             return AnswerRun("", 0, {}, "no_room")
         seconds = {"first_token": laps[1] - laps[0], "later_tokens": laps[-1] - laps[1]}
-        return AnswerRun("".join(pieces), tokens, seconds, ending)
+        return AnswerRun("".join(pieces), tokens, seconds, ending, self.session.retrieved)
 
 
 class SessionComparison(Opened):

@@ -58,7 +58,7 @@ def cache_chart(run: AnswersRun) -> str:
             )
         axes.plot(frames, device / _MIB, color=COMPRESSED, linewidth=1.8)
         if host.any():
-            axes.plot(frames, host / _MIB, color=COMPRESSED, linewidth=1.4, linestyle=(0, (1, 1.5)))
+            axes.plot(frames, host / _MIB, color=COMPRESSED, linewidth=1.4, linestyle=(0, (4, 3)))
         axes.set_ylim(bottom=0)
         axes.set_ylabel("MiB")
 

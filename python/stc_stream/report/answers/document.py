@@ -19,6 +19,7 @@ _HELD = (
     "bytes_device",
     "bytes_host",
     "bytes_reserved",
+    "frames_forgotten",
 )
 
 
@@ -50,7 +51,7 @@ def answers_document(run: AnswersRun) -> dict[str, Any]:
             },
             "full": dict(zip(SIDES, run.full, strict=True)),
             "chunks": [_chunk(chunk) for chunk in run.chunks],
-            "questions": [_question(question) for question in run.asked],
+            "questions": [_question(run, question) for question in run.asked],
             "not_asked": [asdict(question) for question in run.not_asked],
         },
     }
@@ -111,15 +112,16 @@ def _chunk(chunk: FedFrames) -> dict[str, Any]:
     return {"indices": list(chunk.indices), "times": list(chunk.times), **sides}
 
 
-def _question(question: AskedQuestion) -> dict[str, Any]:
-    def side(run: AnswerRun | None) -> dict[str, Any] | None:
-        if run is None:
+def _question(run: AnswersRun, question: AskedQuestion) -> dict[str, Any]:
+    def side(own: AnswerRun | None) -> dict[str, Any] | None:
+        if own is None:
             return None
-        first, later = (run.seconds.get(stage) for stage in ("first_token", "later_tokens"))
+        first, later = (own.seconds.get(stage) for stage in ("first_token", "later_tokens"))
         return {
-            "answer": run.text,
-            "tokens": run.tokens,
-            "ending": run.ending,
+            "answer": own.text,
+            "tokens": own.tokens,
+            "ending": own.ending,
+            "retrieved": [[run.places[number][0] for number in layer] for layer in own.retrieved],
             "first_token_ms": None if first is None else 1e3 * first,
             "answer_ms": None if first is None or later is None else 1e3 * (first + later),
         }
@@ -129,5 +131,5 @@ def _question(question: AskedQuestion) -> dict[str, Any]:
         "time": question.question.time,
         "frames": question.frames,
         "last_frame_time": question.time,
-        **{name: side(run) for name, run in zip(SIDES, question.runs, strict=True)},
+        **{name: side(own) for name, own in zip(SIDES, question.runs, strict=True)},
     }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
+from typing import Any
 
 from stc_stream.cacher import CacherConfig
 from stc_stream.evaluate.answers import AnswerRun, ChunkRun, StageTimes
@@ -174,8 +175,12 @@ class AnswersRun:
     @property
     def memory(self) -> str:
         """What to call the compressed method's memory: its class and what was set of it."""
-        memory = self.methods[1].memory
-        return "FullMemory()" if memory is None else repr(memory).replace("tokens=None", "")
+        memory: Any = self.methods[1].memory or FullMemory()
+        if not is_dataclass(memory):
+            return repr(memory)
+        settings = [(each.name, getattr(memory, each.name)) for each in fields(memory)]
+        written = ", ".join(f"{name}={value}" for name, value in settings if value is not None)
+        return f"{type(memory).__name__}({written})"
 
     @cached_property
     def _both_fed(self) -> Sequence[FedFrames]:

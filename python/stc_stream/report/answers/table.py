@@ -111,6 +111,9 @@ def _add_memory(table: Table, run: AnswersRun) -> None:
         if before or after:
             saved = percent(1 - after / before if before else None)
             table.add_row(words, shown(before), "", shown(after), "", saved, "")
+    if compressed.frames_forgotten:
+        forgotten = (str(dense.frames_forgotten), str(compressed.frames_forgotten))
+        table.add_row("frames forgotten", forgotten[0], "", forgotten[1])
 
 
 def size_words(size: int) -> str:
