@@ -52,6 +52,19 @@ def ask(stc: Stc, tiny_llm: Path, video: Path) -> Stc:
     return run
 
 
+@pytest.fixture(scope="module")
+def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("qwen")
+    model, processor = untrained.build_qwen2_vl()
+    model.save_pretrained(folder)
+    processor.tokenizer.save_pretrained(folder)
+    settings = {"min_pixels": 256, "max_pixels": 1024, "patch_size": 4, "merge_size": 2}
+    settings |= {"temporal_patch_size": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    (folder / "chat_template.jinja").write_text(processor.template)
+    return folder
+
+
 def numbers_of(document: Path) -> dict:
     numbers = json.loads(document.read_text())
     jsonschema.validate(numbers, stream_schema())
@@ -184,6 +197,29 @@ def test_the_memory_is_chosen_by_name(
     assert f"compressed, {repr(memory).replace(', host_bytes=None', '')}" in page
     if session["held"]["compressed"]["frames_forgotten"]:
         assert "frames forgotten" in outcome.out
+
+
+def test_a_model_whose_frames_wait_for_each_other(
+    ask: Stc, tmp_path: Path, tiny_qwen: Path
+) -> None:
+    """Of a Qwen2-VL, two frames make a temporal patch: after an odd number one waits."""
+    document = tmp_path / "numbers.json"
+    options = ("--model", tiny_qwen, "--frames", 3, "--memory", "window", "--report", tmp_path)
+    outcome = ask("--ask", "What?", *options, "--json", document)
+    assert (outcome.code, outcome.err) == (0, "")
+    session = numbers_of(document)["session"]
+    assert session["model"]["family"] == "Qwen2-VL"
+    assert session["model"]["tokens_per_frame"] is None
+    assert [chunk["dense"]["kept"] for chunk in session["chunks"]][::2] == [0, 0]
+    held = session["held"]
+    assert held["dense"]["frames_waiting"] == held["compressed"]["frames_waiting"] == 1
+    assert held["dense"]["tokens_held"] > held["compressed"]["tokens_held"] > 0
+    assert session["questions"][0]["compressed"]["ending"] == "limit"
+    # Its positions have several axes: keys can't be moved.
+    assert session["positions"] == "kept"
+    outcome = ask("--ask", "What?", "--model", tiny_qwen, "--memory", "retrieval")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "stc: --memory retrieval: " in outcome.err
 
 
 def test_the_pruner_and_the_method_are_chosen_by_name(ask: Stc, tmp_path: Path) -> None:

@@ -227,7 +227,8 @@ def test_a_question_without_room_is_an_answer_that_says_so(seed: int, frames: Te
 )
 def test_memories_by_name(text: str, memory: Any, positions: str) -> None:
     assert read_memory(text) == memory
-    assert endless_positions(memory) == positions
+    assert endless_positions(memory, axes=1) == positions
+    assert endless_positions(memory, axes=3) == "kept"
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ def _comparison(asking: Asking, model: VideoLlm, methods: Sequence[Method]) -> S
             model.model,
             model.processor,
             methods,
-            positions=endless_positions(methods[1].memory),
+            positions=endless_positions(methods[1].memory, model.read.axes),
             max_new_tokens=asking.max_new_tokens,
             chunk=asking.chunk,
         )
@@ -311,7 +311,7 @@ class _Stream:
             source=opened.name,
             model=self._model,
             methods=self._methods,
-            positions=endless_positions(self._methods[1].memory),
+            positions=endless_positions(self._methods[1].memory, self._model.read.axes),
             chunk=self._asking.chunk,
             max_new_tokens=self._asking.max_new_tokens,
             chunks=tuple(self._chunks),

@@ -35,6 +35,12 @@ def read_memory(text: str) -> Memory:
     return memory
 
 
-def endless_positions(memory: Memory | None) -> Positions:
-    """Return the positions with which a stream lasts longest: "contiguous" behind a window."""
-    return "contiguous" if isinstance(memory, WindowMemory | RetrievalMemory) else "kept"
+def endless_positions(memory: Memory | None, axes: int) -> Positions:
+    """Return the positions with which a stream lasts longest.
+
+    Args:
+        memory: a window's keys can be moved, so that kept tokens are numbered from 0 for ever.
+        axes: of the model's positions; with several, keys can't be moved.
+    """
+    moves = isinstance(memory, WindowMemory | RetrievalMemory) and axes == 1
+    return "contiguous" if moves else "kept"

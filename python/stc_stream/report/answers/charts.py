@@ -35,10 +35,12 @@ def all_kept(run: AnswersRun) -> tuple[Values, Values] | None:
     memory. None where the dense one took nothing in.
     """
     dense, compressed = _runs(run, 0), _runs(run, 1)
-    if not dense or not compressed:
+    # A model of temporal patches writes nothing until it has two frames.
+    held = next((place for place, own in enumerate(dense) if own.stats.tokens_held), None)
+    if held is None or not compressed:
         return None
-    token = dense[0].stats.bytes_device / dense[0].stats.tokens_held
-    prompt = dense[0].stats.tokens_held - dense[0].kept
+    token = dense[held].stats.bytes_device / dense[held].stats.tokens_held
+    prompt = dense[held].stats.tokens_held - sum(own.kept for own in dense[: held + 1])
     kept = np.cumsum([own.kept for own in compressed]) + prompt
     fed = np.array([0, *(own.stats.frames for own in compressed)], np.float64)
     return fed, np.array([0, *(token * kept)], np.float64)

@@ -20,6 +20,7 @@ _HELD = (
     "bytes_host",
     "bytes_reserved",
     "frames_forgotten",
+    "frames_waiting",
 )
 
 
