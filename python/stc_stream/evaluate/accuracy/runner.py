@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any
@@ -43,6 +44,10 @@ class TaskRunner(Opened):
         methods: each of another name.
         chunk: frames to feed together, 1 to 16.
 
+    Attributes:
+        task: as given.
+        videos: the questions of each video, in order of time.
+
     Raises: as `StreamingSession`.
     """
 
@@ -65,18 +70,19 @@ class TaskRunner(Opened):
         self._clock = WallClock(read.device)
         self._chunk = chunk
         self._runs: dict[str, _MethodRun] = {}
-        for method in methods:
-            run = _MethodRun(model, processor, method, positions, self._shared, task.max_new_tokens)
-            self._runs[method.name] = self._open.enter_context(run)
+        limit = task.max_new_tokens
+        with ExitStack() as stack:
+            for method in methods:
+                run = _MethodRun(model, processor, method, positions, self._shared, limit)
+                self._runs[method.name] = stack.enter_context(run)
+            self._open = stack.pop_all()
         self._warm = False
-
-    @property
-    def videos(self) -> Mapping[str, tuple[Item, ...]]:
-        """The questions of each video, in order of time."""
         found: dict[str, list[Item]] = {}
-        for item in self.task.items:
+        for item in task.items:
             found.setdefault(item.video, []).append(item)
-        return {video: tuple(sorted(items, key=_time)) for video, items in found.items()}
+        self.videos: Mapping[str, tuple[Item, ...]] = {
+            video: tuple(sorted(items, key=_time)) for video, items in found.items()
+        }
 
     def run(self, video: str, methods: Sequence[str]) -> Iterator[VideoAnswers]:
         """Answer all questions about a video, method by method.
@@ -178,8 +184,7 @@ class _MethodRun(Opened):
         self.end()
         self._full = False
         if self._shared is not None:
-            self._shared.rewind()
-            self._shared.take_saved()
+            self._shared.take_owed()
 
     def feed(self, frames: Sequence[Frame]) -> None:
         """Take frames in, all of one size; when the memory is full, none any more."""
@@ -197,7 +202,8 @@ class _MethodRun(Opened):
             return
         seconds = dict(run.seconds)
         if self._shared is not None:
-            seconds["tower"] += self._shared.take_saved()
+            owed = self._shared.take_owed()
+            seconds["tower"] = max(0.0, seconds.get("tower", 0.0) + owed)
         for stage, each in seconds.items():
             self._seconds[stage] = self._seconds.get(stage, 0.0) + each
         self._frames += run.frames

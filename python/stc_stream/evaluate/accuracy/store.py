@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stc_stream.evaluate.accuracy.answers import FailedVideo, Response, VideoAnswers
+from stc_stream.session.numbering import Positions
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,9 @@ class RunSettings:
         fps: frames of each second; None: all.
         limit: videos, the first ones; None: all.
         chunk: frames that are fed together.
-        tokens_per_frame: of methods that don't say it themselves.
+        tokens_per_frame: of methods that don't say it themselves; None: a third.
+        memory: the method whose memory is taken where a method has none; None: everything.
+        positions: as in `StreamingSession`.
         dtype: what the model computes in.
     """
 
@@ -34,7 +37,9 @@ class RunSettings:
     fps: float | None
     limit: int | None
     chunk: int
-    tokens_per_frame: int
+    tokens_per_frame: int | None
+    memory: str | None
+    positions: Positions
     dtype: str
 
 
@@ -112,8 +117,7 @@ class RunFolder:
                     f"{self._predictions} is broken in line {number}: remove that line, and the "
                     "run goes on"
                 ) from None
-        # What failed last time is tried again.
-        return [run for run in found if isinstance(run, VideoAnswers)]
+        return found
 
 
 def _run_of(fields: dict[str, Any]) -> VideoAnswers | FailedVideo:

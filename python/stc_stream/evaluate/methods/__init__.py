@@ -12,12 +12,15 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib import import_module
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from stc_stream.evaluate.method import Method
 from stc_stream.evaluate.settings import read_settings
 from stc_stream.pruner import PrunerConfig
 from stc_stream.pruner.config import Strategy
+
+if TYPE_CHECKING:
+    from stc_stream.session.memory import Memory
 
 _PARTS = ("attach", "tower", "pruner", "memory")
 
@@ -81,6 +84,29 @@ def read_pruner(text: str, tokens_per_frame: int | None = None) -> PrunerConfig:
 def _prunes_alone(name: str) -> bool:
     method = read_method(name)
     return method.pruner is not None and method.tower is None
+
+
+def read_memory(text: str) -> Memory:
+    """Return a memory by the name of a method with no other part: `recent:frames=2`.
+
+    Raises:
+        ValueError: another name; a setting as in `read_method`.
+    """
+    known = [name for name in method_names() if _remembers_alone(name)]
+    name = text.partition(":")[0].replace("-", "_")
+    if name not in known:
+        raise ValueError(f"memory must be one of {', '.join(known)}, but is {name!r}")
+    try:
+        memory = read_method(text).memory
+    except ValueError as error:
+        raise ValueError(str(error).replace("method", "memory", 1)) from None
+    assert memory is not None
+    return memory
+
+
+def _remembers_alone(name: str) -> bool:
+    method = read_method(name)
+    return method.memory is not None and (method.tower, method.pruner) == (None, None)
 
 
 def split_methods(text: str) -> list[str]:
