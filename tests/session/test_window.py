@@ -175,14 +175,14 @@ def test_ctrl_c_at_any_line_loses_no_rows(generator):
         saved = stream.save()
 
         def act(stream=stream):
-            for new in rows[5:10]:
+            for new in rows[5:12]:
                 stream.update(new, -new)
 
         came = interrupted(line, act, files)
         stream.restore(saved)
         assert torch.equal(stream.keys, plain.keys)
         assert torch.equal(stream.values, plain.values)
-        for new in rows[10:]:
+        for new in rows[5:]:
             torch.testing.assert_close(*(one.update(new, -new) for one in (stream, plain)))
     assert line > 60
 
@@ -240,7 +240,7 @@ def test_bytes_are_flat(case, frames, positions, memory):
 
 @pytest.mark.parametrize("frames", [50, 5000])
 def test_writing_a_frame_costs_what_it_has(case, frames):
-    """Beside its own bytes, the sinks are written, twice with what they overwrite."""
+    """Nothing is allocated; beside its own bytes, the sinks are written, and seldom all rows."""
     one = WindowLayer(8, 64, None)
     keys, values = torch.randn(2, 1, 2, 16, 8)
     for _ in range(frames):
@@ -250,11 +250,11 @@ def test_writing_a_frame_costs_what_it_has(case, frames):
         with Allocations() as count:
             one.update(keys, values)
         costs.append((count.allocated, count.copied))
-    sinks = 2 * 8 * 2 * 8 * 4
-    assert min(costs) == (0, keys.nbytes + values.nbytes + sinks)
-    # Whatever the frame's number, a new store is as large, and as seldom: here every second frame.
-    assert sum(copied > min(costs)[1] for _, copied in costs) == 5
-    assert max(costs)[0] == 2 * 2 * 4 * 8 * (8 + 64 + 16 + WindowLayer.spare)
+    row = 2 * 2 * 8 * 4
+    # Once in so many frames all rows move to the beginning: 160 fit, and 72 are held.
+    own, moved = (0, (16 + 8) * row), (0, (16 + 8 + 48) * row)
+    assert set(costs) == {own, moved}
+    assert 1 <= costs.count(moved) <= 2
 
 
 def test_rows_are_turned_as_the_model_turns_them(case, generator):

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+ROWS_AT_ONCE = 1024
+"""Rows that are moved together, so that what is computed of them stays small."""
+
+
 @dataclass(frozen=True)
 class WindowMemory:
     """Remembers a stream's first tokens (attention sinks) and its last ones.
@@ -40,8 +44,8 @@ class WindowMemory:
 
     Attributes:
         sink_tokens: first tokens of the stream that stay, the prompt's beginning among them.
-        window_tokens: last tokens that are held beside them, at least those of a frame; None: a
-            half of the model's context.
+        window_tokens: last tokens that are held beside them, at least those of a frame; None: two
+            fifths of the model's context. Twice as much is allocated.
 
     Raises:
         TypeError: a setting is not an int; when a cache is opened for contiguous positions, a model
@@ -71,7 +75,7 @@ class WindowMemory:
         """
         layout = layout or StreamLayout()
         context = config.max_position_embeddings
-        window = context // 2 if self.window_tokens is None else self.window_tokens
+        window = 2 * context // 5 if self.window_tokens is None else self.window_tokens
         if self.sink_tokens + window > context:
             raise ValueError(
                 f"sink_tokens and window_tokens must be at most {context} together, the model's "
@@ -89,8 +93,9 @@ class WindowMemory:
 class WindowLayer(PreallocatedLayer):  # type: ignore[no-untyped-call]
     """A layer that holds sinks and a window, which lie in its store one behind the other.
 
-    Evicting moves the sinks forward, into rows of what is evicted. When the store's end is reached
-    all rows move to the beginning of another one; also when a fork still sees the rows.
+    Evicting moves the sinks forward, into rows of what is evicted. At the store's end all rows move
+    to its beginning, which is as long; to another store where a fork still sees the rows, or where
+    they could not be brought back after an error.
 
     Args:
         sink, window: in tokens.
@@ -104,9 +109,10 @@ class WindowLayer(PreallocatedLayer):  # type: ignore[no-untyped-call]
     def __init__(
         self, sink: int, window: int, rotary: Rotary | None, context: int | None = None
     ) -> None:
-        # With a quarter more, each row is moved four times before it is evicted.
-        rows = sink + window + max(window // 4, 1)
-        super().__init__(rows if rotary is None or context is None else min(rows, context))
+        rows = 2 * (sink + window) + max(window // 4, 1)
+        if rotary is not None and context is not None:
+            rows = min(rows, context)
+        super().__init__(rows)
         self._context = context
         self.sink, self.window, self.rotary = sink, window, rotary
         self._evicted = 0
@@ -162,7 +168,10 @@ class WindowLayer(PreallocatedLayer):  # type: ignore[no-untyped-call]
             raise too_long(new, self.window)
         if store is None:
             return
-        ends = max(self._end, self._shift + self._seen) + new > self.capacity
+        undo = self._saved(store)
+        # What was saved lies there, if all rows have moved to the beginning since.
+        room = undo.first if undo is not None and self._first < undo.first else self.capacity
+        ends = self._end + new > room or self._shift + self._seen + new > self.capacity
         if not (ends or excess):
             return
         if self._sinks is None:
@@ -189,7 +198,7 @@ class WindowLayer(PreallocatedLayer):  # type: ignore[no-untyped-call]
 
     def save(self) -> Any:
         """Return what `restore` takes back to now."""
-        undo = Undo()
+        undo = Undo(self._store, self._first)
         self._undo = weakref.ref(undo)
         return undo, super().save()
 
@@ -211,7 +220,7 @@ class WindowLayer(PreallocatedLayer):  # type: ignore[no-untyped-call]
         """Evict rows in place: the sinks are written over them."""
         first, shift = self._first + excess, self._shift + excess
         assert self._sinks is not None
-        undo = None if self._undo is None else self._undo()
+        undo = self._saved(store)
         if undo is not None and self.sink:
             keys, values = store.rows(first, first + self.sink)
             undo.rows.append((store, first, keys.clone(), values.clone()))
@@ -228,16 +237,29 @@ class WindowLayer(PreallocatedLayer):  # type: ignore[no-untyped-call]
         )
 
     def _start_over(self, store: Store, excess: int) -> None:
-        """Evict rows and move the others to another store, numbered from 0 again."""
+        """Evict rows and move the others to a store's beginning, numbered from 0 again."""
         assert self._sinks is not None
         keys, values = store.rows(self._first + self.sink + excess, self._end)
-        if self.rotary is not None and self._shift + excess:
-            keys = self.rotary.turn(keys, torch.tensor([self._shift + excess]), back=True)
-        other = Store(keys, values, self.capacity + self.spare)
+        rows, undo = self.sink + keys.shape[2], self._saved(store)
+        free = self._first if undo is None else min(self._first, undo.first)
+        other = store
+        if rows > free or len(store.forks):
+            other = Store(keys, values, self.capacity + self.spare)
+        # No fork sees them.
+        other.shared = 0
         other.write(0, *self._sinks)
-        other.write(self.sink, keys, values)
-        rows = self.sink + keys.shape[2]
+        back = torch.tensor([self._shift + excess])
+        for first in range(0, keys.shape[2], ROWS_AT_ONCE):
+            part = keys[:, :, first : first + ROWS_AT_ONCE]
+            if self.rotary is not None:
+                part = self.rotary.turn(part, back, back=True)
+            other.write(self.sink + first, part, values[:, :, first : first + ROWS_AT_ONCE])
         self._move(other, rows, _shift=0, _evicted=self._evicted + excess)
+
+    def _saved(self, store: Store) -> Undo | None:
+        """Return what may have to be undone in a store."""
+        undo = None if self._undo is None else self._undo()
+        return undo if undo is not None and undo.store is store else None
 
     def _take(self, indices: Tensor) -> None:
         if self._sinks is not None:
@@ -248,9 +270,16 @@ class WindowLayer(PreallocatedLayer):  # type: ignore[no-untyped-call]
 
 
 class Undo:
-    """Rows of stores that were written over, with where they were; while somebody may want them."""
+    """Rows that were written over, with where they were; while somebody may want them.
 
-    def __init__(self) -> None:
+    Args:
+        store: of the layer when it was saved.
+        first: the first row that it saw.
+    """
+
+    def __init__(self, store: Store | None, first: int) -> None:
+        self.store = store
+        self.first = first
         self.rows: list[tuple[Store, int, Tensor, Tensor]] = []
 
 
