@@ -193,17 +193,22 @@ def test_time_ends_with_the_models_context(seed, family):
         assert session.stats == stats
 
 
-@pytest.mark.parametrize("fed", [4, 7])
-def test_recent_frames_are_the_last_temporal_patches(case, frames, fed):
-    """And the frame that waits, behind them; positions start anew."""
-    with StreamingSession(case.model, case.processor, memory=RecentMemory(2)) as session:
+@pytest.mark.parametrize(
+    ("memory", "fed", "first"), [(4, 1, 0), (4, 4, 0), (4, 7, 4), (5, 8, 4), (1, 4, 2), (1, 5, 4)]
+)
+def test_recent_frames_are_the_last_temporal_patches(case, frames, memory, fed, first):
+    """The one that waits for its second frame among them; positions start anew."""
+    with StreamingSession(case.model, case.processor, memory=RecentMemory(memory)) as session:
         session.feed(frames[:1])
-        session.feed(frames[1:fed])
+        session.logits(QUESTION)
+        for number in range(1, fed):
+            session.feed(frames[number : number + 1])
         found, stats = session.logits(QUESTION), session.stats
-    first = (fed // 2 - 2) * 2
+        assert torch.equal(session.logits(QUESTION), found)
     expected = case.logits(frames[first:fed])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-    assert stats.frames_forgotten == first
+    held = 2 * max(memory // 2, 1)
+    assert stats.frames_forgotten == max(fed // 2 * 2 - held, 0)
 
 
 def test_a_window_that_is_not_full_is_the_full_memory(case, frames):

@@ -60,7 +60,8 @@ class Settings:
         """What is known of a stream before its first frame."""
         numbering = self.model.numbering(self.positions)
         tokens = self.model.tokens_per_frame
-        return StreamLayout(self.positions, len(self.before), tokens, numbering)
+        patch = self.model.frames_per_patch
+        return StreamLayout(self.positions, len(self.before), tokens, numbering, patch)
 
     def open(self) -> StreamMemory:
         """Return an empty memory."""
@@ -181,7 +182,7 @@ class Stream:
             if watched:
                 text = torch.cat([model.after_video(), text])
             padding = self._padding()
-            ready = self.cache.answering(self.progress.place, self._prefill)
+            ready = self.cache.answering(self.progress.place, self._prefill, len(padding))
             before = self._before if padding else []
             inputs, positions, place = self._laid_out(before, padding, ready.place)
             more = place.reach - ready.place.reach + len(text)

@@ -50,12 +50,14 @@ class StreamLayout:
         tokens_per_frame: what the model makes of a frame, before any are dropped; None: that hangs
             on its size.
         numbering: what gives frames their positions.
+        frames_per_patch: frames that make a temporal patch.
     """
 
     positions: Positions = "kept"
     before: int = 0
     tokens_per_frame: int | None = None
     numbering: Numbering = field(default_factory=Kept)
+    frames_per_patch: int = 1
 
     def place(self, blocks: Sequence[Block], place: Place | None = None) -> Place:
         """Return the place behind frames; None: behind the text and frames at a stream's start."""
@@ -116,8 +118,13 @@ class StreamMemory(ABC):
         """Remember frames that come at a place; return the place behind them."""
 
     @abstractmethod
-    def answering(self, place: Place, prefill: Prefill) -> Ready:
+    def answering(self, place: Place, prefill: Prefill, more: int = 0) -> Ready:
         """Return what an answer starts with, which sees all that is remembered now.
+
+        Args:
+            place: of the next token.
+            prefill: for frames that are in no cache.
+            more: frames (temporal patches) that come before the question, for it alone.
 
         It may write into room that the stream has not used yet, and moves its own tokens out when
         the stream needs that room. So no two of a stream and its answers may be in a forward at
@@ -166,7 +173,7 @@ class StreamMemory(ABC):
 
     @property
     def frames_forgotten(self) -> int:
-        """Frames of which nothing is held any more."""
+        """Frames (temporal patches) of which nothing is held any more."""
         return 0
 
 
@@ -186,7 +193,7 @@ class SessionCache(Cache, StreamMemory):
         """Write frames."""
         return prefill(frames, place, self)
 
-    def answering(self, place: Place, prefill: Prefill) -> Ready:
+    def answering(self, place: Place, prefill: Prefill, more: int = 0) -> Ready:
         """Return a fork."""
         return Ready(self.borrow(), place, self.span(place, (), 0))
 

@@ -32,7 +32,8 @@ class RecentMemory:
     start anew. Feeding a frame costs no prefill. Questions between two frames share one.
 
     Attributes:
-        frames: how many are remembered.
+        frames: how many are remembered. Where two frames make a temporal patch, half as many
+            patches, at least one; one that waits for its second frame is among them.
 
     Raises:
         TypeError: `frames` is not an int.
@@ -63,14 +64,15 @@ class RecentMemory:
                 f"tokens each and {layout.before} of text before them in the model's context of "
                 f"{context} positions, but is {self.frames}"
             )
-        return RecentFrames(self.frames, config.num_hidden_layers, layout)
+        most = max(self.frames // layout.frames_per_patch, 1)
+        return RecentFrames(most, config.num_hidden_layers, layout)
 
 
 class RecentFrames(StreamMemory):
     """The memory of a `RecentMemory`.
 
     Args:
-        most: frames to remember.
+        most: frames (temporal patches) to remember.
         layers: of the LLM.
         layout: of the stream.
     """
@@ -81,7 +83,7 @@ class RecentFrames(StreamMemory):
         self._layout = layout
         self._frames: tuple[KeptFrame, ...] = ()
         self._forgotten = 0
-        self._prefilled: tuple[FullCache, Place] | None = None
+        self._prefilled: tuple[int, FullCache, Place] | None = None
 
     def reserve(self, blocks: Sequence[int]) -> None:
         """Refuse nothing: older frames make room."""
@@ -100,14 +102,16 @@ class RecentFrames(StreamMemory):
         vars(self).update(_frames=left, _forgotten=forgotten, _prefilled=None)
         return place
 
-    def answering(self, place: Place, prefill: Prefill) -> Ready:
+    def answering(self, place: Place, prefill: Prefill, more: int = 0) -> Ready:
         """Prefill the frames, if that was not done since the last one, and return a fork."""
-        if self._prefilled is None:
+        if self._prefilled is None or self._prefilled[0] != more:
             room = self.tokens_held + ANSWER_ROOM
             cache = FullCache([PreallocatedLayer(room) for _ in range(self._layers)])
-            end = prefill(self._frames, Place(), cache) if self._frames else Place()
-            self._prefilled = cache, end
-        cache, end = self._prefilled
+            frames = self._frames[max(len(self._frames) + more - self._most, 0) :]
+            # Before the first frame there is no text either.
+            end = prefill(frames, Place(), cache) if self._frames else Place()
+            self._prefilled = more, cache, end
+        _, cache, end = self._prefilled
         return Ready(cache.borrow(), end, end.reach)
 
     def save(self) -> Any:
@@ -140,7 +144,7 @@ class RecentFrames(StreamMemory):
     @property
     def bytes_device(self) -> int:
         """Bytes of the frames' tokens, and of the last question's prefill."""
-        prefilled = 0 if self._prefilled is None else self._prefilled[0].bytes_device
+        prefilled = 0 if self._prefilled is None else self._prefilled[1].bytes_device
         return self._bytes + prefilled
 
     @property
@@ -151,7 +155,7 @@ class RecentFrames(StreamMemory):
     @property
     def bytes_reserved(self) -> int:
         """Bytes allocated, used or not."""
-        prefilled = 0 if self._prefilled is None else self._prefilled[0].bytes_reserved
+        prefilled = 0 if self._prefilled is None else self._prefilled[1].bytes_reserved
         return self._bytes + prefilled
 
     @property

@@ -165,7 +165,7 @@ class RetrievalCache(WindowCache):
                 self._archive.write(layer_idx, unturned, value_states[:, :, text:])
         return found
 
-    def answering(self, place: Place, prefill: Prefill) -> Ready:
+    def answering(self, place: Place, prefill: Prefill, more: int = 0) -> Ready:
         """Return a cache that brings frames back when the question is run."""
         cache = self.borrow()
         return Ready(cache, Place(cache.planned, cache.planned), cache.planned)
