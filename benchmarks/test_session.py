@@ -6,19 +6,36 @@ Sizes of SigLIP-base (784 patches, 196 tokens a frame, 64 kept) and Qwen2-0.5B, 
 from __future__ import annotations
 
 import statistics
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers.cache_utils import DynamicLayer
 
 import stc_kernels
 from benchmarks.video_llm import KEPT, QUESTION, Watch, build, clip
-from stc_stream import CacherConfig, PrunerConfig, StreamingSession
+from stc_stream import (
+    CacherConfig,
+    PrunerConfig,
+    RetrievalMemory,
+    StreamingSession,
+    WindowMemory,
+)
 from stc_stream.evaluate.timing import WallClock, timed
+from stc_stream.session.memory import StreamLayout
 from stc_stream.session.memory.layer import PreallocatedLayer
 
 HEADS, HEAD_WIDTH = 2, 64
+LAYER = SimpleNamespace(
+    max_position_embeddings=32768,
+    num_hidden_layers=1,
+    head_dim=HEAD_WIDTH,
+    rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+)
+"""The config of one layer of Qwen2-0.5B."""
+MEMORIES = {"window": WindowMemory(64, 15000), "retrieval": RetrievalMemory(15000, 64)}
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +93,62 @@ def test_writing_a_frame(benchmark, frames, side):
         warmup_rounds=10,
     )
     assert torch.equal(layer.keys[:, :, -KEPT:], keys)
+
+
+@pytest.mark.parametrize("frames", [10, 5000])
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_writing_a_frame_into_a_memory(benchmark, frames, memory):
+    """Evicting what has no room and, for retrieval, turning keys back and writing them to pages.
+
+    With contiguous positions; the mean counts the frames at which a window moves to another store.
+    """
+    stream = Written(MEMORIES[memory])
+    for _ in range(frames):
+        stream.write()
+    benchmark.pedantic(stream.write, rounds=300, warmup_rounds=10)
+    benchmark.extra_info["bytes_device"] = stream.cache.bytes_device
+
+
+@pytest.mark.parametrize("frames", [100, 5000])
+def test_bringing_frames_back(benchmark, frames):
+    """What a layer does for a question of 30 tokens: it chooses, reads and turns 64 frames."""
+    stream = Written(MEMORIES["retrieval"])
+    for _ in range(frames):
+        stream.write()
+    attention = SimpleNamespace(
+        layer_idx=0, head_dim=HEAD_WIDTH, q_proj=nn.Linear(896, 14 * HEAD_WIDTH)
+    )
+    hidden = torch.randn(1, 30, 896)
+
+    @torch.no_grad()
+    def run() -> Any:
+        cache = stream.cache.borrow()
+        cache._bring_back(attention, {"hidden_states": hidden})
+        return cache
+
+    cache = benchmark.pedantic(run, rounds=20, warmup_rounds=2)
+    assert len(cache.retrieved[0]) == 64
+    assert cache.layers[0].rows_held == 64 * KEPT
+
+
+class Written:
+    """One layer's memory of a stream, as a session writes to it."""
+
+    def __init__(self, memory: Any) -> None:
+        self.cache = memory.open(LAYER, StreamLayout("contiguous"))
+        self._frames = torch.randn(16, 2, 1, HEADS, KEPT, HEAD_WIDTH)
+        self._number = self._position = 0
+        layer = SimpleNamespace(self_attn=SimpleNamespace(q_proj=None, head_dim=HEAD_WIDTH))
+        self._llm = SimpleNamespace(layers=[layer])
+
+    def write(self) -> None:
+        """Write a frame."""
+        _, position = self.cache.make_room([KEPT], self._position)
+        positions = torch.arange(position, position + KEPT)[None]
+        keys, values = self._frames[self._number % 16]
+        with self.cache.running(self._llm, positions):
+            self.cache.update(keys, values, 0)
+        self._number, self._position = self._number + 1, position + KEPT
 
 
 @pytest.mark.parametrize("frames", [1, 16])
