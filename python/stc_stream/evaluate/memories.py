@@ -8,11 +8,11 @@ from stc_stream.evaluate.settings import read_settings
 from stc_stream.session.memory import (
     FullMemory,
     Memory,
-    Positions,
     RecentMemory,
     RetrievalMemory,
     WindowMemory,
 )
+from stc_stream.session.numbering import Positions
 
 MEMORIES: Mapping[str, type[FullMemory | RecentMemory | WindowMemory | RetrievalMemory]] = {
     "full": FullMemory,
