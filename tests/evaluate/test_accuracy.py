@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,6 +125,27 @@ def test_each_question_is_answered_from_the_frames_before_it(case, task, chunk) 
             if not scores:
                 assert response.text == text
             assert response.seconds > 0
+
+
+@pytest.mark.parametrize("build", ["build_llava_next_video", "build_qwen2_vl"])
+def test_any_model_that_sessions_take(seed, task, build) -> None:
+    """Frames of several to a temporal patch, and features of a layer before the last."""
+    # Not above: transformers looks for torchvision once, before the path to it is known.
+    from stc_stream.session import untrained
+
+    other = SimpleNamespace()
+    other.model, other.processor = getattr(untrained, build)(seed=seed)
+    methods = [read_method(text).with_share(0.5) for text in ("dense", "uniform", "evs", "stc")]
+    if "qwen" not in build:
+        methods.append(read_method("merge:merged=2"))
+    items = {item.name: item for item in task.items}
+    by_name = {method.name: method for method in methods}
+    for run in run_all(other, task, methods):
+        for response in run.responses:
+            _, scores = by_hand(other, task, items[response.item], by_name[run.method])
+            torch.testing.assert_close(
+                torch.tensor(response.likelihoods), torch.tensor(scores), rtol=1e-4, atol=1e-3
+            )
 
 
 def test_what_went_on_is_counted(case, task) -> None:

@@ -124,6 +124,9 @@ def test_merging_is_what_a_plain_statement_does(
     frames = pixels(tower, 3, generator)
     with attached(f"merge:merged={count}", tower.module) as merging, merging.record() as record:
         found = run(tower, frames)
+        states = tower.module(**tower.inputs(frames), output_hidden_states=True).hidden_states
+    # A model may take any layer's output: a token a patch, of which as many are left as differ.
+    assert [state.shape for state in states] == [states[0].shape] * 4
     embedded = tower.module.embeddings(frames)
     if prefix:
         embedded = tower.module.pre_layrnorm(embedded)

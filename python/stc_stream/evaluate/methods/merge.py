@@ -25,7 +25,8 @@ class TokenMerging:
     in every layer the tokens are split in two halves by turns; the tokens of the first that are
     most like one of the second, by their keys, are averaged into it, weighted by how many patches
     each stands for. Attention counts a merged token as many times. Unlike the paper's classifier,
-    a video model needs a token a patch: at the end every patch gets the token that it went into.
+    a video model needs a token a patch: of what a layer gives, every patch gets the token that it
+    went into, and the next layer goes on with the merged ones.
 
     Attributes:
         merged: tokens to merge a layer; at most half of what is left.
@@ -62,15 +63,15 @@ class MergingTower(PatchedTower):
         if self.tower.packed:
             raise TypeError("tokens are merged frame by frame: packed frames cannot be")
         self._merged = merged
-        # How many patches a token stands for, and the token that each patch went into.
-        self._sizes = self._places = torch.empty(0)
+        # How many patches a token stands for, the token that each patch went into, and the tokens.
+        self._sizes = self._places = self._tokens = torch.empty(0)
         self._left: list[int] = []
         for number, layer in enumerate(self.tower.layers):
             self.replace_forward(layer.module, partial(self._layer, layer, number))
 
     def forget(self, *streams: Hashable) -> None:
         """Let go of the last batch's bookkeeping: nothing is remembered of a stream."""
-        self._sizes = self._places = torch.empty(0)
+        self._sizes = self._places = self._tokens = torch.empty(0)
 
     def _layer(self, layer: TowerLayer, number: int, x: Tensor, *more: Any, **named: Any) -> Any:
         # Options that a whole model passes down are no matter.
@@ -85,16 +86,20 @@ class MergingTower(PatchedTower):
             self._sizes = x.new_ones(frames, tokens)
             self._places = torch.arange(tokens, device=x.device).expand(frames, -1)
             self._left = []
+            self._tokens = x
+        # What went on from the last layer; what came is that with a token a patch.
+        x = self._tokens
         normed = layer.norm1(x)
         key = layer.key(normed)
         attended = x + layer.output(self._attend(layer, normed, key))
         x = self._merge(attended, key.unflatten(-1, (layer.heads, -1)).mean(-2))
         self._left.append(x.shape[1])
-        x = x + layer.mlp(layer.norm2(x))
+        self._tokens = x + layer.mlp(layer.norm2(x))
         if number == len(self.tower.layers) - 1:
             share = sum(self._left) / len(self._left) / self._places.shape[1]
             self.note([False] * frames, [share] * frames)
-            x = x.gather(1, _wide(self._places, x))
+        # A model may take the features of any layer, and wants a token a patch of each.
+        x = self._tokens.gather(1, _wide(self._places, self._tokens))
         return (x,) if layer.returns_tuple else x
 
     def _attend(self, layer: TowerLayer, normed: Tensor, key: Tensor) -> Tensor:
