@@ -292,6 +292,9 @@ def test_scores_are_what_a_plain_statement_says(generator) -> None:
     assert (dense.difference.value, dense.difference.low, dense.difference.high) == (0, 0, 0)
     assert (other.tower_share, other.tokens_of_frame, other.tokens_per_frame) == (0.5, 4, 2)
     assert other.milliseconds == {"tower": pytest.approx(2), "answer": pytest.approx(500)}
+    whole = videos * (0.004 + 0.5 * each)
+    assert other.shares["tower"] == pytest.approx(videos * 0.004 / whole)
+    assert sum(other.shares.values()) == pytest.approx(1)
 
 
 def test_only_videos_that_all_are_through_with_are_scored() -> None:

@@ -58,7 +58,14 @@ def accuracy_table(run: AccuracyRun) -> Table:
     table = Table(title=Text(words, style="table.title"), title_justify="left")
     strict = any(score.strict != score.accuracy for score in run.scores)
     table.add_column("")
-    headings = ["right, %", *(["strictly"] if strict else []), "to dense", "tower", "tokens"]
+    headings = [
+        "right, %",
+        *(["strictly"] if strict else []),
+        "to dense",
+        "tower",
+        "tokens",
+        "held",
+    ]
     for heading in (*headings, "tower ms", "prefill ms", "answer ms"):
         table.add_column(heading, justify="right")
     for score in run.scores:
@@ -72,6 +79,7 @@ def accuracy_table(run: AccuracyRun) -> Table:
             "" if score.method == "dense" else _difference(score.difference),
             f"{score.tower_share:.0%}",
             f"{score.tokens_per_frame:.1f}",
+            f"{score.tokens_held:.0f}",
             *spent,
         )
     return table
@@ -97,7 +105,8 @@ def accuracy_notes(run: AccuracyRun) -> list[str]:
     notes = [
         "right: with its 95% interval, over videos drawn anew; to dense: the same of the "
         "difference on the same questions. tower: multiplications, of the dense tower's; tokens: "
-        "a frame, to the language model; ms: a frame, and an answer.",
+        "a frame, to the language model; held: tokens that it remembered when asked; ms: a frame, "
+        "and an answer.",
         *run.task.notes,
     ]
     unanswered = sum(score.unanswered for score in run.scores)
@@ -141,6 +150,7 @@ def _row(score: MethodScore) -> dict[str, Any]:
         "tokens_per_frame": score.tokens_per_frame,
         "tokens_held": score.tokens_held,
         "milliseconds": dict(score.milliseconds),
+        "shares": dict(score.shares),
     }
 
 

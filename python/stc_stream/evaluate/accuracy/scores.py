@@ -41,6 +41,7 @@ class MethodScore:
         tokens_of_frame, tokens_per_frame: before the method chose, and after it; mean.
         tokens_held: when a question was asked, mean.
         milliseconds: of each stage of a frame's way ("tower", "prefill", …), and of an "answer".
+        shares: of each of these in all the time from the first frame to the last answer.
     """
 
     method: str
@@ -56,6 +57,7 @@ class MethodScore:
     tokens_per_frame: float
     tokens_held: float
     milliseconds: Mapping[str, float]
+    shares: Mapping[str, float]
 
 
 def score_methods(
@@ -170,15 +172,17 @@ def _spent(runs: Sequence[VideoAnswers]) -> dict[str, Any]:
     responses = _responses(runs)
     frames = max(sum(run.frames for run in runs), 1)
     stages = dict.fromkeys(stage for run in runs for stage in run.seconds)
-    milliseconds = {
-        stage: 1e3 * sum(run.seconds.get(stage, 0.0) for run in runs) / frames for stage in stages
-    }
+    seconds = {stage: sum(run.seconds.get(stage, 0.0) for run in runs) for stage in stages}
+    milliseconds = {stage: 1e3 * each / frames for stage, each in seconds.items()}
     answered = [response.seconds for response in responses if response.text is not None]
-    milliseconds["answer"] = 1e3 * float(np.mean(answered)) if answered else 0.0
+    seconds["answer"] = sum(answered)
+    milliseconds["answer"] = 1e3 * seconds["answer"] / max(len(answered), 1)
+    whole = sum(seconds.values())
     return {
         "tower_share": sum(run.tower_share * run.frames for run in runs) / frames,
         "tokens_of_frame": sum(run.tokens for run in runs) / frames,
         "tokens_per_frame": sum(run.kept for run in runs) / frames,
         "tokens_held": float(np.mean([response.tokens_held for response in responses])),
         "milliseconds": milliseconds,
+        "shares": {stage: each / whole if whole else 0.0 for stage, each in seconds.items()},
     }
