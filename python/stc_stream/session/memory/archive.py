@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -30,7 +32,8 @@ class Page:
     """Room for some blocks of all layers.
 
     Attributes:
-        keys, values: [layers, H, rows, D], keys not turned.
+        keys, values: [layers, rows, H, D], keys not turned. A layer's rows lie together, so that a
+            copy from or to a GPU is one.
         means: of each block's keys, float32 [layers, blocks, H · D].
     """
 
@@ -117,10 +120,11 @@ class Archive:
             start, end = max(done, first), min(done + new, first + block.count)
             if start < end:
                 rows = slice(block.first + start - first, block.first + end - first)
-                part = keys[0, :, start - done : end - done]
-                self._copy(page.keys[layer, :, rows], part)
-                self._copy(page.values[layer, :, rows], values[0, :, start - done : end - done])
-                mean = part.float().sum(1).flatten() / block.count
+                part = keys[0, :, start - done : end - done].transpose(0, 1)
+                own = values[0, :, start - done : end - done].transpose(0, 1)
+                self._copy(page.keys[layer, rows], part)
+                self._copy(page.values[layer, rows], own)
+                mean = part.float().sum(0).flatten() / block.count
                 if start > first:
                     # The rest of a block that came in two parts.
                     self.wait()
@@ -139,13 +143,18 @@ class Archive:
             most: how many at most.
         """
         self.wait()
-        blocks = list(self._all())
-        means = [filled.page.means[layer, : len(filled.blocks)] for filled in self._filled()]
-        if not means:
+        pages = list(self._filled())
+        if not pages:
             return []
-        nearness = torch.cosine_similarity(torch.cat(means), query.cpu()[None], dim=1)
-        chosen = nearness.topk(min(most, len(blocks))).indices.sort().values
-        return [blocks[place] for place in chosen.tolist()]
+        means = torch.cat([page.page.means[layer, : len(page.blocks)] for page in pages])
+        nearness = torch.cosine_similarity(means, query.cpu()[None], dim=1)
+        chosen = nearness.topk(min(most, len(means))).indices.sort().values
+        firsts = [0, *accumulate(len(page.blocks) for page in pages)]
+        found = []
+        for place in chosen.tolist():
+            page = bisect_right(firsts, place) - 1
+            found.append((pages[page].page, pages[page].blocks[place - firsts[page]]))
+        return found
 
     def read(
         self, layer: int, blocks: Sequence[tuple[Page, Block]], device: torch.device
@@ -154,17 +163,14 @@ class Archive:
         found = []
         for name in ("keys", "values"):
             stored = [
-                getattr(page, name)[layer, :, block.first : block.first + block.count]
+                getattr(page, name)[layer, block.first : block.first + block.count]
                 for page, block in blocks
             ]
-            heads, width = stored[0].shape[0], stored[0].shape[2]
-            rows = sum(part.shape[1] for part in stored)
-            whole = stored[0].new_empty((1, heads, rows, width), device=device)
-            for target, part in zip(
-                whole[0].split([part.shape[1] for part in stored], dim=1), stored, strict=True
-            ):
+            counts = [len(part) for part in stored]
+            whole = stored[0].new_empty((sum(counts), *stored[0].shape[1:]), device=device)
+            for target, part in zip(whole.split(counts), stored, strict=True):
                 target.copy_(part, non_blocking=True)
-            found.append(whole)
+            found.append(whole.transpose(0, 1)[None])
         return found[0], found[1]
 
     def wait(self) -> None:
@@ -181,7 +187,7 @@ class Archive:
     @property
     def counts(self) -> list[int]:
         """Rows of each block."""
-        return [block.count for _, block in self._all()]
+        return [block.count for page in self._filled() for block in page.blocks]
 
     @property
     def bytes_held(self) -> int:
@@ -192,11 +198,6 @@ class Archive:
         yield from self._closed
         if self._open is not None:
             yield self._open
-
-    def _all(self) -> Iterator[tuple[Page, Block]]:
-        for filled in self._filled():
-            for block in filled.blocks:
-                yield filled.page, block
 
     def _place(self, keys: Tensor) -> None:
         """Find room for the blocks that were begun."""
@@ -214,7 +215,7 @@ class Archive:
 
     def _fits(self, filled: Filled, count: int) -> bool:
         page = filled.page
-        room = page.keys.shape[2] - filled.rows
+        room = page.keys.shape[1] - filled.rows
         return count <= room and len(filled.blocks) < page.means.shape[1]
 
     def _turn_page(self, keys: Tensor, count: int) -> Filled:
@@ -240,7 +241,7 @@ class Archive:
             self.blocks, self.rows = self.blocks - len(filled.blocks), self.rows - filled.rows
         pinned = keys.device.type == "cuda"
         with torch.inference_mode(False):
-            shape = (self._layers, heads, blocks * count, width)
+            shape = (self._layers, blocks * count, heads, width)
             stored = [
                 torch.empty(shape, dtype=keys.dtype, pin_memory=pinned) for _ in ("keys", "values")
             ]
@@ -260,6 +261,6 @@ class Archive:
             self._copies = torch.cuda.Stream(rows.device)
         self._copies.wait_stream(torch.cuda.current_stream(rows.device))
         with torch.cuda.stream(self._copies):
-            target.copy_(rows, non_blocking=True)
+            target.copy_(rows.contiguous(), non_blocking=True)
         # Its memory is not given to another tensor before it is copied.
         rows.record_stream(self._copies)
