@@ -26,6 +26,7 @@ from stc_stream import (
 from stc_stream.evaluate.timing import WallClock, timed
 from stc_stream.session.memory import StreamLayout
 from stc_stream.session.memory.layer import PreallocatedLayer
+from stc_stream.session.numbering import Place
 
 HEADS, HEAD_WIDTH = 2, 64
 LAYER = SimpleNamespace(
@@ -137,18 +138,18 @@ class Written:
     def __init__(self, memory: Any) -> None:
         self.cache = memory.open(LAYER, StreamLayout("contiguous"))
         self._frames = torch.randn(16, 2, 1, HEADS, KEPT, HEAD_WIDTH)
-        self._number = self._position = 0
+        self._number, self._place = 0, Place()
         layer = SimpleNamespace(self_attn=SimpleNamespace(q_proj=None, head_dim=HEAD_WIDTH))
         self._llm = SimpleNamespace(layers=[layer])
 
     def write(self) -> None:
         """Write a frame."""
-        _, position = self.cache.make_room([KEPT], self._position)
-        positions = torch.arange(position, position + KEPT)[None]
+        _, place = self.cache.make_room([KEPT], self._place)
+        positions = torch.arange(place.text, place.text + KEPT)[None]
         keys, values = self._frames[self._number % 16]
         with self.cache.running(self._llm, positions):
             self.cache.update(keys, values, 0)
-        self._number, self._position = self._number + 1, position + KEPT
+        self._number, self._place = self._number + 1, place.after_text(KEPT)
 
 
 @pytest.mark.parametrize("frames", [1, 16])
