@@ -35,6 +35,8 @@ def test_it_answers_as_the_stock_model_on_the_last_frames(case, frames, fed):
         with StreamingSession(case.model, case.processor) as session:
             assert torch.equal(found, session.logits(QUESTION))
     assert stats.frames == fed
+    text = len(case.processor.prompt("?", video=True).before)
+    assert stats.tokens_held == (text + 16 * min(fed, 3) if fed else 0)
     assert stats.frames_forgotten == max(fed - 3, 0)
 
 

@@ -134,7 +134,8 @@ class RecentFrames(StreamMemory):
     @property
     def tokens_held(self) -> int:
         """Tokens of the text before the frames, and of the frames."""
-        return sum((len(frame.index) for frame in self._frames), self._layout.before)
+        text = self._layout.before if self._frames else 0
+        return sum((len(frame.index) for frame in self._frames), text)
 
     @property
     def frames_forgotten(self) -> int:
