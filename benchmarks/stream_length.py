@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(name: str, frames: int, every: int) -> list[Point]:
     """Feed a session with this memory, and ask it something every so many frames."""
-    model, processor = build_llava_onevision(LlavaSizes(context=16 * frames + 200))
+    model, processor = build_llava_onevision(LlavaSizes(context=max(16 * frames + 200, 4096)))
     generator = torch.Generator().manual_seed(0)
     clip = torch.randint(0, 256, (64, 32, 32, 3), generator=generator, dtype=torch.uint8)
     points: list[Point] = []
@@ -170,7 +170,10 @@ def draw(points: Sequence[Point], directory: Path) -> None:
                 axes.plot(frames, held, ":", color=f"C{number}")
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("frames")
-        axes.set_yscale("log")
+        if axes is panels[2]:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False, fontsize=8)
