@@ -279,7 +279,7 @@ def test_pieces_are_printed_as_they_come(
         (("--ask", "3s:What?"), "--ask 3s:… is after the end of what is streamed of grey"),
         (("--ask", "1s:What?", "--frames", "2"), "is after the end of what is streamed"),
         (("--ask", "a <video> b"), "--ask must not hold <video>"),
-        (("--ask", "What?", "--memory", "none"), "--memory must be one of full, recent, window,"),
+        (("--ask", "What?", "--memory", "none"), "--memory must be one of full, recent,"),
         (("--ask", "What?", "--memory", ""), "'--memory': it is empty"),
         (("--ask", "What?", "--memory", "recent:n=2"), "--memory recent has frames, but no 'n'"),
         (("--ask", "What?", "--memory", "recent:frames=0"), "--memory recent: frames must be at"),

@@ -373,7 +373,9 @@ def test_a_memory_is_read_by_the_name_of_its_method() -> None:
     assert read_memory("recent:frames=2") == RecentMemory(2)
     assert read_memory("window:sink_tokens=4") == WindowMemory(4)
     assert read_memory("retrieval") == RetrievalMemory()
-    with pytest.raises(ValueError, match="memory must be one of recent, retrieval, window, but is"):
+    with pytest.raises(
+        ValueError, match="memory must be one of full, recent, retrieval, window, but is"
+    ):
         read_memory("stc")
     with pytest.raises(ValueError, match="memory recent: frames must be at least 1, but is 0"):
         read_memory("recent:frames=0")

@@ -27,10 +27,10 @@ from stc_stream.evaluate.answers import (
     MethodSession,
     SessionComparison,
     StageTimes,
+    endless_positions,
 )
-from stc_stream.evaluate.memories import endless_positions, read_memory
 from stc_stream.evaluate.method import Method
-from stc_stream.evaluate.methods import read_method
+from stc_stream.evaluate.methods import read_memory, read_method
 
 QUESTION = "What is on the table?"
 METHODS = (
@@ -234,7 +234,7 @@ def test_memories_by_name(text: str, memory: Any, positions: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("some", "^memory must be one of full, recent, window, retrieval, but is 'some'$"),
+        ("some", "^memory must be one of full, recent, retrieval, window, but is 'some'$"),
         ("full:tokens=x", "^memory full: tokens must be a whole number or none, but is 'x'$"),
         ("window:sinks=1", "^memory window has sink_tokens, window_tokens, but no 'sinks'$"),
         ("retrieval:blocks=0", "^memory retrieval: blocks must be at least 1, but is 0$"),

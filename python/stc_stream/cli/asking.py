@@ -156,7 +156,7 @@ def new_album() -> Album:
 
 def with_memory(method: Method, asking: Asking) -> Method:
     """Return the method with the memory that was asked for."""
-    from stc_stream.evaluate.memories import read_memory
+    from stc_stream.evaluate.methods import read_memory
 
     try:
         return replace(method, memory=read_memory(asking.memory))
@@ -230,8 +230,7 @@ def write_answers_page(asked: Asked, directory: Path) -> Path:
 
 
 def _comparison(asking: Asking, model: VideoLlm, methods: Sequence[Method]) -> SessionComparison:
-    from stc_stream.evaluate.answers import SessionComparison
-    from stc_stream.evaluate.memories import endless_positions
+    from stc_stream.evaluate.answers import SessionComparison, endless_positions
 
     for _, text in asking.questions:
         try:
@@ -284,7 +283,7 @@ class _Stream:
         self._bar = progress_bar(console)
 
     def run(self, opened: FrameStream, fps: float | None, warnings: list[str]) -> AnswersRun:
-        from stc_stream.evaluate.memories import endless_positions
+        from stc_stream.evaluate.answers import endless_positions
         from stc_stream.evaluate.moments import Chunk, moments
         from stc_stream.report.answers.run import AnswersRun
 

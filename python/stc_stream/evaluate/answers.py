@@ -15,6 +15,7 @@ from stc_stream.evaluate.timing import WallClock, timed
 from stc_stream.evaluate.variants import shared_copy
 from stc_stream.session import MemoryFullError, SessionStats, StreamingSession
 from stc_stream.session.answer import most_likely
+from stc_stream.session.memory import Memory, RetrievalMemory, WindowMemory
 from stc_stream.session.models import read_model
 from stc_stream.session.numbering import Positions
 
@@ -295,6 +296,17 @@ class SessionComparison(Opened):
         turn = self._count + (self._count // self._cycle if self._cycle % 2 == 0 else 0)
         order = range(len(self.sessions))
         return order if turn % 2 == 0 else order[::-1]
+
+
+def endless_positions(memory: Memory | None, axes: int) -> Positions:
+    """Return the positions with which a stream lasts longest.
+
+    Args:
+        memory: a window's keys can be moved, so that kept tokens are numbered from 0 for ever.
+        axes: of the model's positions; with several, keys can't be moved.
+    """
+    moves = isinstance(memory, WindowMemory | RetrievalMemory) and axes == 1
+    return "contiguous" if moves else "kept"
 
 
 class _Stopped(Exception):

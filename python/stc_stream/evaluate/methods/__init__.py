@@ -87,15 +87,21 @@ def _prunes_alone(name: str) -> bool:
 
 
 def read_memory(text: str) -> Memory:
-    """Return a memory by the name of a method with no other part: `recent:frames=2`.
+    """Return a memory: "full", or by the name of a method with no other part: `recent:frames=2`.
 
     Raises:
         ValueError: another name; a setting as in `read_method`.
     """
+    from stc_stream.session.memory import FullMemory
+
     known = [name for name in method_names() if _remembers_alone(name)]
-    name = text.partition(":")[0].replace("-", "_")
+    name, _, written = text.partition(":")
+    name = name.replace("-", "_")
+    if name == "full":
+        full: FullMemory = read_settings("memory full", FullMemory, written)
+        return full
     if name not in known:
-        raise ValueError(f"memory must be one of {', '.join(known)}, but is {name!r}")
+        raise ValueError(f"memory must be one of {', '.join(['full', *known])}, but is {name!r}")
     try:
         memory = read_method(text).memory
     except ValueError as error:
