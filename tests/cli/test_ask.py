@@ -440,6 +440,17 @@ def test_a_memory_that_is_full_ends_the_frames_and_not_the_answers(
     assert session["questions"][0]["frames"] == 7
 
 
+def test_frames_that_make_no_numbers_are_one_line(ask: Stc, tiny_llm: Path, tmp_path: Path) -> None:
+    llm = load_video_llm(str(tiny_llm), device="cpu")
+    shutil.copytree(tiny_llm, tmp_path / "broken")
+    torch.nn.init.constant_(llm.model.model.multi_modal_projector.linear_2.bias, torch.nan)
+    llm.model.save_pretrained(tmp_path / "broken")
+    outcome = ask("--ask", "What?", "--model", tmp_path / "broken")
+    assert outcome.code == 2
+    # Above it, transformers says that it wrote the model.
+    assert outcome.err.splitlines()[-1].startswith("stc: frame 0: frames must give finite tokens")
+
+
 def test_json_at_standard_output_is_all_there_is(ask: Stc) -> None:
     outcome = ask("--ask", "What?", "--json", "-")
     assert (outcome.code, outcome.err) == (0, "")

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from stc_stream.video import Frame, FrameStream
 
 _Decorated = TypeVar("_Decorated", bound="Callable[..., Any]")
+_ROOM = 32
+_QUEUE = re.compile(r"queue(:frames=(?P<frames>\d{1,6}))?")
 _TIMED = re.compile(r"(?P<time>[-+]?[\d.]+)s:(?P<text>.*)", re.DOTALL)
 
 
@@ -44,12 +46,16 @@ class Asking:
         memory: what the LLM remembers, as it is written.
         chunk: frames that are fed together.
         max_new_tokens: where an answer is cut off.
+        when_behind: frames of a live source that may wait for the model; 1: the newest alone.
+        chosen: whether the user said so.
     """
 
     questions: tuple[tuple[float | None, str], ...]
     memory: str
     chunk: int
     max_new_tokens: int
+    when_behind: int
+    chosen: bool
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,17 @@ def as_question(text: str) -> tuple[float | None, str]:
     if not text.strip():
         raise click.BadParameter("a question is empty: give its words")
     return time, text.strip()
+
+
+def as_room(text: str) -> int:
+    """Read how many frames may wait: ``skip``, ``queue`` or ``queue:frames=N``."""
+    found = _QUEUE.fullmatch(text)
+    room = 1 if text == "skip" else int(found["frames"] or _ROOM) if found else 0
+    if room < 1:
+        raise click.BadParameter(
+            f"it must be skip, queue or queue:frames=N, of at least 1, but is {text!r}"
+        )
+    return room
 
 
 def asking_options(command: _Decorated) -> _Decorated:
@@ -115,6 +132,15 @@ def asking_options(command: _Decorated) -> _Decorated:
             show_default=True,
             help="With --ask: where an answer is cut off.",
         ),
+        click.option(
+            "--when-behind",
+            type=as_room,
+            default="skip",
+            show_default=True,
+            metavar="skip|queue",
+            help="With --ask, of a live source that is faster than the model: skip frames for the "
+            f"newest one, or let {_ROOM} wait (queue:frames=N) before the oldest are skipped.",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -129,11 +155,18 @@ def read_asking(context: click.Context, values: Mapping[str, Any]) -> Asking | N
                 fail(f"--{name.replace('_', '-')} is for questions: give --ask as well")
         return None
     how = {name: value for name, value in values.items() if name != "ask"}
-    return Asking(questions=tuple(values["ask"]), **how)
+    default = click.core.ParameterSource.DEFAULT
+    chosen = context.get_parameter_source("when_behind") is not default
+    return Asking(questions=tuple(values["ask"]), chosen=chosen, **how)
 
 
 def check_moments(asking: Asking, opened: FrameStream) -> None:
-    """Refuse questions whose moment can't come, as far as that can be known beforehand."""
+    """Refuse questions whose moment can't come, and what a source can't do, as far as is known."""
+    if asking.chosen and not opened.live:
+        fail(
+            f"--when-behind is for a live source, which {opened.name} is not: all of its frames "
+            "are taken in"
+        )
     for time, text in asking.questions:
         if opened.end is not None and time is not None and time > opened.end:
             fail(
@@ -320,6 +353,7 @@ class _Stream:
             warnings=tuple(warnings),
             complete=complete,
             fps=fps,
+            live=None if opened.queue is None else opened.queue.counts,
         )
 
     def _until_full(self, frames: Iterable[Frame]) -> Iterator[Frame]:
@@ -336,14 +370,17 @@ class _Stream:
         if self._full:
             return
         images = chunk.images
-        if not self._chunks:
-            # The first frame alone: a whole chunk would take its time twice more.
-            self._comparison.warm_up(images[:1])
         try:
+            if not self._chunks:
+                # The first frame alone: a whole chunk would take its time twice more.
+                self._comparison.warm_up(images[:1])
             runs = self._comparison.feed(images, chunk.times)
         except MemoryFullError:
             self._full = True
             return
+        except ValueError as error:
+            # Such as tokens that are not finite, in half precision.
+            fail(f"frame {chunk.frames[0].index}: {error}")
         indices = tuple(frame.index for frame in chunk.frames)
         self._chunks.append(FedFrames(indices, tuple(chunk.times), runs))
         if self._album is not None:
@@ -387,10 +424,13 @@ class _Stream:
 
 
 def _show(run: AnswersRun, console: Console) -> None:
-    from stc_stream.report.answers.table import answers_table, verdict
+    from stc_stream.report.answers.table import answers_table, live_words, verdict
 
     console.print()
     print_table(console, answers_table(run))
+    live = live_words(run)
+    if live is not None:
+        console.print(f"{live}.", highlight=False, soft_wrap=True)
     if not run.model.pretrained:
         console.print(
             "The weights are random: latency is a trained model's of these sizes, the answers mean "

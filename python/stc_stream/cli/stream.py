@@ -150,7 +150,10 @@ def stream(
             video=Path(source),
         )
         try:
-            opened = open_video(source, fps=fps, frames=frames, warn=warnings.append)
+            waiting = None if asked is None else asked.when_behind
+            opened = open_video(
+                source, fps=fps, frames=frames, warn=warnings.append, waiting=waiting
+            )
         except VideoError as error:
             fail(str(error))
         stack.enter_context(opened)

@@ -10,8 +10,10 @@ from pathlib import Path
 from types import TracebackType
 
 from stc_stream.video.frames import DamagedVideoWarning, Frame, Opened, VideoError, Warn
+from stc_stream.video.live import LiveQueue
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SECONDS_TO_CLOSE = 12.0
 _REMEDY = "give a video file, a folder of images, a camera number or an rtsp:// address"
 
 
@@ -24,15 +26,21 @@ class FrameStream(Iterator[Frame]):
         total: how many frames will come, as far as that is known; None for a live source.
         end: when the last of them stops being shown, in seconds, as far as that is known.
         live: frames come whether or not anybody takes them: a camera, rtsp, rtmp.
+        queue: of a live source, the frames that wait; None: they are read as they are taken.
     """
 
-    def __init__(self, opened: Opened, fps: float | None, frames: int | None) -> None:
+    def __init__(
+        self, opened: Opened, fps: float | None, frames: int | None, waiting: int | None = None
+    ) -> None:
         self.name = opened.name
         self.total = _total(opened, fps, frames)
         self.end = _end(opened, fps, frames)
         self.live = opened.live
         self._close = opened.close
-        self._frames = _chosen(opened.frames, fps, frames)
+        self.queue: LiveQueue | None = None
+        if opened.live and waiting is not None:
+            self.queue = LiveQueue(opened.frames, waiting)
+        self._frames = _chosen(self.queue or opened.frames, fps, frames)
 
     def __next__(self) -> Frame:
         return next(self._frames)
@@ -51,7 +59,9 @@ class FrameStream(Iterator[Frame]):
     def close(self) -> None:
         """Let go of the file or device."""
         self._frames = iter(())
-        self._close()
+        # A device that is read in another thread can't be let go of.
+        if self.queue is None or self.queue.close(_SECONDS_TO_CLOSE):
+            self._close()
 
 
 def open_video(
@@ -61,6 +71,7 @@ def open_video(
     frames: int | None = None,
     timeout: float = 10.0,
     warn: Warn | None = None,
+    waiting: int | None = None,
 ) -> FrameStream:
     """Open a source of frames and return an iterator of `Frame` (image uint8 [H, W, 3], RGB).
 
@@ -73,9 +84,13 @@ def open_video(
         timeout: seconds that a network stream or a camera may stay silent.
         warn: called with one line when the source turns out damaged or cut short, with the frame
             where it does; by default a `DamagedVideoWarning`.
+        waiting: of a live source, frames that may wait for whoever takes them: it is then read in
+            a thread of its own, and the oldest that wait are skipped where there is no room
+            (`FrameStream.queue` counts). None: it is read as frames are taken. `frames` and `fps`
+            are of those that are taken.
 
     Raises:
-        ValueError: `fps`, `frames` or `timeout` is not positive.
+        ValueError: `fps`, `frames`, `timeout` or `waiting` is not positive.
         VideoError: there is no such source, it is no video, or its decoder is not installed. A
             source that ends before its first frame raises this from the first ``next``.
     """
@@ -85,7 +100,9 @@ def open_video(
         raise ValueError(f"frames must be at least 1, but is {frames}")
     if not timeout > 0:
         raise ValueError(f"timeout must be a number of seconds above 0, but is {timeout:g}")
-    return FrameStream(_open(source, timeout, warn or _warn), fps, frames)
+    if waiting is not None and waiting < 1:
+        raise ValueError(f"waiting must be at least 1, but is {waiting}")
+    return FrameStream(_open(source, timeout, warn or _warn), fps, frames, waiting)
 
 
 def _open(source: str | Path | int, timeout: float, warn: Warn) -> Opened:

@@ -42,6 +42,7 @@ def answers_document(run: AnswersRun) -> dict[str, Any]:
             "positions": run.positions,
             "chunk": run.chunk,
             "max_new_tokens": run.max_new_tokens,
+            "live": None if run.live is None else asdict(run.live),
             "frames": run.frames,
             "compared_frames": run.compared_frames,
             "compared_questions": run.compared_questions,

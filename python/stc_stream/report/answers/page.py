@@ -18,6 +18,7 @@ from stc_stream.report.answers.table import (
     OF_ANSWERS,
     OF_FRAMES,
     STAGE_WORDS,
+    live_words,
     percent,
     size_words,
     verdict,
@@ -58,6 +59,7 @@ def render(run: AnswersRun, album: Album) -> str:
             for name, words in zip(("dense", run.title), run.full, strict=True)
             if words
         ],
+        live=live_words(run),
         saved=1 - compressed.whole / dense.whole if dense.whole else None,
         whole=[milliseconds(1e3 * times.whole) for times in run.times],
         first_token=[_mean(run, place, ("first_token",)) for place in (0, 1)],

@@ -14,6 +14,7 @@ from stc_stream.evaluate.moments import Question
 from stc_stream.report.terminal import printable
 from stc_stream.session import FullMemory, SessionStats
 from stc_stream.session.load import VideoLlm
+from stc_stream.video import LiveCounts
 
 SIDES = ("dense", "compressed")
 """The two methods of a run, in their order."""
@@ -72,6 +73,7 @@ class AnswersRun:
         warnings: what was wrong with the source, one line each.
         complete: False when it was interrupted.
         fps: the sampling asked for, frames a second.
+        live: of a live source, what became of its frames.
     """
 
     source: str
@@ -87,6 +89,7 @@ class AnswersRun:
     warnings: tuple[str, ...] = ()
     complete: bool = True
     fps: float | None = None
+    live: LiveCounts | None = None
 
     @property
     def frames(self) -> int:

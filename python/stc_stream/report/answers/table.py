@@ -95,6 +95,15 @@ def _answers(run: AnswersRun) -> list[str]:
     return [*latency, percent(1 - seconds[1] / seconds[0] if seconds[0] else None), ""]
 
 
+def live_words(run: AnswersRun) -> str | None:
+    """Say what became of the frames of a live source; None: it is none."""
+    live = run.live
+    if live is None:
+        return None
+    skipped = f"{live.skipped} of {live.came} frames that came were skipped"
+    return f"live source: {skipped}; at most {live.most_waiting} waited, with room for {live.room}"
+
+
 def _add_memory(table: Table, run: AnswersRun) -> None:
     stats = run.compared_stats
     if stats is None:
