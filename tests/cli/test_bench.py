@@ -99,7 +99,7 @@ def test_other_methods_are_timed_beside_stc(stc: Stc, tiny_model: Path, tmp_path
     assert list(fidelity) == methods
     assert fidelity["merge:merged=4"]["ages"] == [0]
     assert fidelity["skip:refresh_interval=3"]["features"][0] == pytest.approx(1)
-    for method in ("tome", "skip:x=1", "uniform"):
+    for method in ("tome", "skip:x=1", "uniform", "recent"):
         outcome = stc("bench", "--model", tiny_model, "--method", method)
         assert (outcome.code, outcome.err.count("\n")) == (2, 1)
         assert outcome.err.startswith("stc: --method ")

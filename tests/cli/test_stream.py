@@ -142,6 +142,7 @@ def test_stc_by_name_is_what_runs_by_default(
         (("--method", "skip:refresh_interval=x"), "--method skip: refresh_interval must be a"),
         (("--method", "skip", "--update-ratio", "0.5"), "--update-ratio is for stc alone: give"),
         (("--method", ""), "'--method': it is empty"),
+        (("--method", "recent"), "--method recent is what a language model remembers: give --ask"),
         (
             ("--method", "dtd", "--tokens-per-frame", "3"),
             "--tokens-per-frame is not for dtd, which",

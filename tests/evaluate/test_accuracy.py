@@ -30,7 +30,7 @@ from stc_stream.evaluate.accuracy.runner import HELD_BYTES
 from stc_stream.evaluate.accuracy.scores import RESAMPLED
 from stc_stream.evaluate.cost import CostModel
 from stc_stream.evaluate.method import Method
-from stc_stream.evaluate.methods import read_memory, read_method, split_methods
+from stc_stream.evaluate.methods import method_names, read_memory, read_method, split_methods
 from stc_stream.evaluate.tasks import Item, Task
 from stc_stream.evaluate.tasks.task import means_of_means
 from stc_stream.session.memory import RecentMemory, RetrievalMemory, WindowMemory
@@ -356,6 +356,7 @@ def test_lists_of_methods_keep_their_settings() -> None:
     text = "stc:update_ratio=0.1, refresh_interval=2,skip, merge:merged=3,,dense"
     expected = ["stc:update_ratio=0.1,refresh_interval=2", "skip", "merge:merged=3", "dense"]
     assert split_methods(text) == expected
+    assert split_methods(" all") == list(method_names())
     assert read_method(expected[0]).tower == CacherConfig(update_ratio=0.1, refresh_interval=2)
     assert read_method("stc", {"tokens_per_frame": 5}).pruner == PrunerConfig.paper(5)
 

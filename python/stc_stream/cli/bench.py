@@ -184,7 +184,7 @@ def _methods(names: Sequence[str]) -> list[Method]:
     except ValueError as error:
         fail(as_option(str(error)))
     for method in methods:
-        if method.tower is None and method.pruner is not None:
+        if method.tower is None and (method.pruner or method.memory) is not None:
             fail(f"--method {method.name} leaves the tower as it is: there is nothing to time")
     return methods
 

@@ -65,8 +65,8 @@ _SHARE = 1 / 3
     default="stc,stc-cacher",
     show_default=True,
     metavar="LIST",
-    help="Methods with commas between them, settings behind a colon: stc,skip:refresh_interval=2. "
-    "dense is run besides.",
+    help="Methods with commas between them, settings behind a colon: stc,skip:refresh_interval=2; "
+    "or all. dense is run besides.",
 )
 @click.option(
     "--tokens-per-frame",

@@ -172,6 +172,8 @@ def stream(
             interrupts = session.interrupts
             ask_stream(asked, llm, chosen, opened, fps, warnings, outputs, interrupts, album)
             return
+        if chosen.tower is None and chosen.memory is not None:
+            fail(f"--method {method} is what a language model remembers: give --ask as well")
         comparison = _comparison(model, device, dtype, chosen, tokens_per_frame)
         stack.enter_context(comparison)
         from stc_stream.report.gallery import Gallery

@@ -118,8 +118,10 @@ def _remembers_alone(name: str) -> bool:
 def split_methods(text: str) -> list[str]:
     """Return methods that are written with commas between them: `stc,skip:refresh_interval=2`.
 
-    What is `setting=value` belongs to the method before it.
+    What is `setting=value` belongs to the method before it; `all` is every method that there is.
     """
+    if text.strip() == "all":
+        return list(method_names())
     found: list[str] = []
     for part in filter(None, (each.strip() for each in text.split(","))):
         if found and "=" in part and ":" not in part:
