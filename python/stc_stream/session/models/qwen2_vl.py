@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cached_property
 
 from torch import nn
 
@@ -22,13 +22,14 @@ class Qwen2VL(QwenVL):
 
     family = "Qwen2-VL"
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
-        self._clock = Clock.of(self, model.config.vision_start_token_id, self._tokens_per_second)
-
     def numbering(self, positions: Positions) -> Numbering:
         """Return what numbers the tokens of frames."""
         return (KeptInTime if positions == "kept" else ContiguousInTime)(self._clock)
+
+    @cached_property
+    def _clock(self) -> Clock:
+        start = self.model.config.vision_start_token_id
+        return Clock.of(self, start, self._tokens_per_second)
 
     @property
     def _tokens_per_second(self) -> float | None:
