@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 QUESTION = "What is on the table?"
 
 
-FAMILIES = ("LLaVA-OneVision", "Qwen2-VL", "Qwen2.5-VL")
+FAMILIES = ("LLaVA-OneVision", "Qwen2-VL", "Qwen2.5-VL", "Qwen3-VL")
 only_llava = pytest.mark.parametrize("family", ["LLaVA-OneVision"])
 """For what hangs on no family, or on this one's numbers."""
-only_qwen = pytest.mark.parametrize("family", FAMILIES[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +44,19 @@ class Case:
         """Return how many temporal patches the stock processor makes of frames."""
         return -(-len(frames) // self.deep)
 
+    def block(self, frames: Tensor) -> int:
+        """Return the tokens that the LLM gets of a temporal patch, text around it included."""
+        return self.tokens(frames)
+
     def placeholders(self, frames: Tensor) -> int:
         """Return how many video tokens stand for frames in a prompt."""
         return self.tokens(frames) * self.patches(frames) + 1
+
+    def places(self, frames: Tensor) -> Tensor:
+        """Return where all tokens of frames are in a prompt, int64 [P, T]."""
+        ids = self.inputs(frames)["input_ids"][0]
+        count, span = self.patches(frames), self.tokens(frames)
+        return (ids == self.video_token).nonzero()[: count * span, 0].view(count, span)
 
     def videos(self, frames: Tensor) -> dict[str, Any]:
         """Return what the stock processor makes of a video."""
@@ -96,11 +105,27 @@ class Case:
     @torch.no_grad()
     def embedded(self, frames: Tensor, question: str = QUESTION) -> Tensor:
         """Return the LLM's input in the stock path, [S, D]: text, video, text."""
-        core = self.model.model
-        prompt = self.processor.prompt(question, video=True)
-        table = core.get_input_embeddings()
-        before, after = (table(torch.tensor(ids)) for ids in (prompt.before, prompt.after))
-        return torch.cat([before, self.features(frames), after])
+        ids = self.inputs(frames, question)["input_ids"][0]
+        embedded = self.model.get_input_embeddings()(ids)
+        embedded[ids == self.video_token] = self.features(frames)
+        return embedded
+
+    @torch.no_grad()
+    def run_embedded(
+        self, frames: Tensor, rows: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return the logits behind these rows of `embedded`, or all, [vocabulary].
+
+        Args:
+            mask: added to the scores, [S, S]; None: causal.
+        """
+        whole = self.embedded(frames)
+        rows = torch.arange(len(whole)) if rows is None else rows
+        return self.model(
+            inputs_embeds=whole[rows][None],
+            attention_mask=None if mask is None else mask[None, None],
+            position_ids=None if self.deep == 1 else self.positions(frames)[..., rows],
+        ).logits[0, -1]
 
     def features(self, frames: Tensor) -> Tensor:
         """Return what stands in the places of a video's tokens, [n, D]."""
@@ -155,6 +180,69 @@ class QwenCase(Case):
         return rope_index(**{name: inputs[name] for name in inputs if name in known})[0]
 
 
+class Qwen3Case(QwenCase):
+    """Times stand before temporal patches as text, and the LLM gets features of several layers."""
+
+    def block(self, frames: Tensor) -> int:
+        return self.tokens(frames) + len("<0.0 seconds>") + 2
+
+    def inputs(self, frames: Tensor, question: str = QUESTION) -> dict[str, Any]:
+        from transformers import ProcessorMixin
+
+        tokens = "<|video_pad|>" * self.tokens(frames)
+        last = len(frames) - 1
+        times = [(first + min(first + 1, last)) / 2 / 24 for first in range(0, len(frames), 2)]
+        video = "".join(
+            f"<{time:.1f} seconds><|vision_start|>{tokens}<|vision_end|>" for time in times
+        )
+        content = [{"type": "video"}, {"type": "text", "text": question}]
+        text = self.processor.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=self.processor.template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        place = "<|video_pad|>"
+        if not hasattr(ProcessorMixin, "replace_video_token"):
+            # As in transformers 5.0: what is around the video is a part of it.
+            place = f"<|vision_start|>{place}<|vision_end|>"
+        assert place in text
+        ids = self.processor.tokenizer(text.replace(place, video))["input_ids"]
+        return self.with_ids(self.videos(frames), torch.tensor([ids]))
+
+    @torch.no_grad()
+    def run_embedded(
+        self, frames: Tensor, rows: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        # Not above: transformers looks for torchvision once, before the path to it is known.
+        from transformers import DynamicCache
+
+        videos, core = self.videos(frames), self.model.model
+        output = core.get_video_features(
+            videos["pixel_values_videos"], videos["video_grid_thw"], return_dict=True
+        )
+        whole = self.embedded(frames)
+        rows = torch.arange(len(whole)) if rows is None else rows
+        ids = self.inputs(frames)["input_ids"][0]
+        video = ids[rows] == self.video_token
+        # Which of the video's tokens are among the rows.
+        kept = (ids == self.video_token).cumsum(0)[rows][video] - 1
+        levels = [
+            level if isinstance(level, Tensor) else torch.cat(tuple(level))
+            for level in output.deepstack_features
+        ]
+        hidden = core.language_model(
+            inputs_embeds=whole[rows][None],
+            attention_mask=None if mask is None else mask[None, None],
+            position_ids=self.positions(frames)[..., rows],
+            visual_pos_masks=video[None],
+            deepstack_visual_embeds=[level[kept] for level in levels],
+            # In transformers 5.0 gaps between positions would be taken for another sequence.
+            past_key_values=DynamicCache(config=core.language_model.config),
+        ).last_hidden_state
+        return self.model.lm_head(hidden)[0, -1]
+
+
 def patched(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Return patches of 4 pixels, two by two next to each other and two frames deep, and the grid.
 
@@ -183,7 +271,10 @@ def make_case(seed: int, family: str = "LLaVA-OneVision", **sizes: Any) -> Case:
     else:
         name = family.replace("-", "_").replace(".", "_").lower()
         build = getattr(untrained, f"build_{name}")
-        kind, settings = QwenCase, untrained.QwenSizes(**sizes)
+        kind = Qwen3Case if family == "Qwen3-VL" else QwenCase
+        # Qwen3-VL's limits are those of two frames together.
+        limits = {"pixels": (512, 2048)} if family == "Qwen3-VL" else {}
+        settings = untrained.QwenSizes(**{**limits, **sizes})
     model, processor = build(settings, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

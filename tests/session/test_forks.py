@@ -43,7 +43,7 @@ def memory(request, case, frames):
     if request.param == "room to spare":
         return FullMemory()
     before = len(case.processor.prompt("?", video=True).before)
-    return FullMemory(before + case.tokens(frames) * (7 // case.deep) + 2)
+    return FullMemory(before + case.block(frames) * (7 // case.deep) + 2)
 
 
 def test_frames_between_two_pieces_change_no_logits(case, frames, memory):

@@ -48,10 +48,13 @@ SETTINGS = [
 
 
 def is_for(case, settings):
-    """Say whether a memory is for the model: none turns keys on several axes."""
-    memory = settings.get("memory")
+    """Say whether a memory is for the model: keys on several axes are not turned, a frame fits."""
+    memory, frame = settings.get("memory"), torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+    window = memory.window_tokens if isinstance(memory, WindowMemory) else 40
     moves = isinstance(memory, WindowMemory) and settings.get("positions") == "contiguous"
-    return case.deep == 1 or not (moves or isinstance(memory, RetrievalMemory))
+    if case.deep > 1 and (moves or isinstance(memory, RetrievalMemory)):
+        return False
+    return window >= case.block(frame) - case.tokens(frame) + 6
 
 
 MEMORIES = [None, RecentMemory(2), WindowMemory(8, 14), RetrievalMemory(14, 20)]

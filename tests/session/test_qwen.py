@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from session.conftest import QUESTION, make_case, only_qwen, steps_of_a_quarter
+from session.conftest import FAMILIES, QUESTION, make_case, steps_of_a_quarter
 
 from stc_stream import (
     CacherConfig,
@@ -25,11 +25,17 @@ from stc_stream.session.models import read_model
 from stc_stream.session.numbering import Place, TemporalPatch
 from stc_stream.session.pixels import DynamicPixelSettings, PixelSettings
 
-pytestmark = only_qwen
+older = pytest.mark.parametrize("family", FAMILIES[1:3])
+"""Not Qwen3-VL."""
 COMPRESSED = {
     "cacher": CacherConfig.paper(update_ratio=0.25, refresh_interval=3),
     "pruner": PrunerConfig.paper(6),
 }
+
+
+@pytest.fixture(params=FAMILIES[1:])
+def family(request) -> str:
+    return request.param
 
 
 class Calls:
@@ -134,6 +140,7 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
+@older
 @pytest.mark.parametrize("pace", [1.0, 2.0, 0.4, 3.0, 30.0])
 def test_times_are_those_of_the_stock_path(case, frames, pace):
     """In Qwen2.5-VL; Qwen2-VL does not look at them."""
@@ -149,6 +156,7 @@ def test_times_are_those_of_the_stock_path(case, frames, pace):
     torch.testing.assert_close(found, case.run(inputs)[-1], atol=1e-4, rtol=0)
 
 
+@older
 def test_positions_at_an_uneven_pace(case, generator):
     """Against the definition: time, row and column from where the video starts."""
     model = read_model(case.model)
@@ -171,6 +179,7 @@ def test_positions_at_an_uneven_pace(case, generator):
         assert place.text == (place.reach if model._clock.text_behind_time else 12)
 
 
+@older
 def test_time_ends_with_the_models_context(seed, family):
     case = make_case(seed, family, context=40)
     frames = torch.zeros(8, 16, 16, 3, dtype=torch.uint8)
@@ -193,6 +202,7 @@ def test_time_ends_with_the_models_context(seed, family):
         assert session.stats == stats
 
 
+@older
 @pytest.mark.parametrize(
     ("memory", "fed", "first"), [(4, 1, 0), (4, 4, 0), (4, 7, 4), (5, 8, 4), (1, 4, 2), (1, 5, 4)]
 )
@@ -245,6 +255,7 @@ def stock_video_processor(**settings):
 SIZES = [(40, 56), (32, 32), (9, 90), (200, 31), (5, 5), (64, 16), (37, 61), (300, 500), (11, 12)]
 
 
+@older
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("limits", [(256, 1024), (4096, 16384)])
 def test_pixels_are_the_stock_processors(case, generator, size, limits):
@@ -285,6 +296,7 @@ def stock_processor(case):
     )
 
 
+@older
 @pytest.mark.parametrize("count", [3, 6])
 def test_a_stock_processor(case, frames, count):
     stock = stock_processor(case)
@@ -308,6 +320,7 @@ def test_a_stock_processor(case, frames, count):
         assert torch.equal(case.model.generate(**inputs, **greedy), generated)
 
 
+@older
 @pytest.mark.parametrize("layout", ["processor_config", "video_preprocessor_config", "old"])
 def test_files_of_a_checkpoint(case, tmp_path, layout):
     case.processor.tokenizer.save_pretrained(tmp_path)
@@ -349,6 +362,7 @@ def test_frames_too_long_for_a_grid(case, frames):
         session.feed(frames[:2, :1].repeat(1, 1, 4, 1)[:, :, :201])
 
 
+@older
 def test_processors_of_other_models(case):
     processor = case.processor
     for pixels, words in (

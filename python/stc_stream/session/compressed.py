@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stc_stream.cacher import CacherConfig
@@ -77,7 +78,7 @@ class _Generate:
         self, model: VideoModel, cacher: CacherConfig | TowerPart | None, pruner: Any
     ) -> None:
         self._model = model
-        self._pruner = SessionPruner(pruner, model.tokens_per_frame)
+        self._pruner = SessionPruner(pruner, model.tokens_per_frame, model.width)
         self._tower = TowerLease(model, cacher)
         self._lock = threading.Lock()
         self._caches: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -119,13 +120,13 @@ class _Generate:
             # What counts new tokens alone goes first, and the other one may be a default.
             if getattr(generation_config, limit, None) and not getattr(generation_config, new):
                 setattr(generation_config, limit, getattr(generation_config, limit) - dropped)
-        with _numbered(self._model.llm, short.positions):
+        with _called(self._model, short):
             output = self._densely(
                 None,
                 generation_config,
                 *args,
                 input_ids=short.ids,
-                inputs_embeds=short.inputs,
+                inputs_embeds=short.inputs[..., : self._model.width],
                 attention_mask=short.mask,
                 **kwargs,
             )
@@ -168,7 +169,7 @@ class _Generate:
             left.append(torch.ones(len(after), dtype=torch.bool, device=ids.device))
         keep = ~places
         keep[places] = torch.cat(left)
-        inputs = model.embedding(ids)
+        inputs = model.embed_all(ids)
         # Placeholders and tokens are both in order of rows, then of places.
         inputs[places & keep] = torch.cat(features).to(inputs)
         return _left_padded(ids, inputs, mask, keep, model.prompt_positions(ids, mask, given))
@@ -188,7 +189,7 @@ class _Generate:
 
 @dataclass(frozen=True, eq=False)
 class _Shortened:
-    """Prompts without what was dropped: ids and mask [B, S], inputs [B, S, D].
+    """Prompts without what was dropped: ids and mask [B, S], inputs as `VideoModel.run`'s.
 
     Attributes:
         positions: [axes, B, S]; None: they are counted.
@@ -218,36 +219,44 @@ def _left_padded(
 
 
 @contextmanager
-def _numbered(llm: nn.Module, positions: Tensor | None) -> Iterator[None]:
-    """Have an LLM give prompts these positions, and what is generated the next ones on all axes.
+def _called(model: VideoModel, prompts: _Shortened) -> Iterator[None]:
+    """Have an LLM give prompts their positions, and what is generated the next ones on all axes.
+
+    And add behind its first layers what the model's `levels` ask for. Only in this thread.
 
     Args:
-        llm: called with `inputs_embeds` and a cache, as `generate` does; only in this thread.
-        positions: [axes, B, S], of all columns of the prompts; None: those that it is called with.
+        model: its LLM is called with `inputs_embeds` and a cache, as `generate` does.
+        prompts: without positions: the LLM runs as it is called.
     """
+    positions, inputs = prompts.positions, prompts.inputs
     if positions is None:
         yield
         return
     thread = threading.get_ident()
 
-    def number(
+    def change(
         _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if threading.get_ident() != thread:
             return None
-        rows, new = kwargs["inputs_embeds"].shape[:2]
+        embeddings = kwargs["inputs_embeds"]
+        rows, new = embeddings.shape[:2]
         cache = kwargs.get("past_key_values")
         held = 0 if cache is None else cache.get_seq_length()
-        more = max(held + new - positions.shape[2], 0)
-        steps = torch.arange(1, more + 1, device=positions.device)
-        all_of_them = torch.cat([positions, positions[:, :, -1:] + steps], dim=2)
         # Several rows of a prompt are beams, or answers of which several are wanted.
-        own = all_of_them[:, :, held : held + new].repeat_interleave(
-            rows // positions.shape[1], dim=1
-        )
-        return args, {**kwargs, "position_ids": own.to(kwargs["inputs_embeds"].device)}
+        repeats = rows // len(inputs)
+        more = max(held + new - inputs.shape[1], 0)
+        steps = torch.arange(1, more + 1, device=positions.device)
+        numbers = torch.cat([positions, positions[:, :, -1:] + steps], dim=2)
+        own = numbers[:, :, held : held + new].repeat_interleave(repeats, dim=1)
+        found = {**kwargs, "position_ids": own.to(embeddings.device)}
+        if model.levels and held < inputs.shape[1]:
+            deep = F.pad(inputs[..., model.width :], (0, 0, 0, more))[:, held : held + new]
+            wide = [embeddings, deep.repeat_interleave(repeats, dim=0).to(embeddings)]
+            found |= model.layer_inputs(torch.cat(wide, dim=2))
+        return args, found
 
-    hook = llm.register_forward_pre_hook(number, with_kwargs=True)
+    hook = model.llm.register_forward_pre_hook(change, with_kwargs=True)
     try:
         yield
     finally:

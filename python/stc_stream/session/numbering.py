@@ -19,11 +19,19 @@ class TemporalPatch:
     Attributes:
         rows, columns: of its tokens, as the LLM gets them.
         times: of its frames, in seconds.
+        before, behind: tokens of text right before it and behind it.
     """
 
     rows: int
     columns: int
     times: tuple[float, ...]
+    before: tuple[int, ...] = ()
+    behind: tuple[int, ...] = ()
+
+    @property
+    def text(self) -> int:
+        """How many tokens of text are around it."""
+        return len(self.before) + len(self.behind)
 
     @property
     def tokens(self) -> int:
@@ -69,7 +77,7 @@ class Numbering(ABC):
 
     @abstractmethod
     def after(self, place: Place, patch: TemporalPatch, kept: int) -> Place:
-        """Return the place behind a temporal patch of which `kept` tokens are kept."""
+        """Return the place behind a temporal patch of which `kept` are kept, before its text."""
 
 
 class Kept(Numbering):

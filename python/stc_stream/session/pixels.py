@@ -148,21 +148,73 @@ class DynamicPixelSettings(Pixels):
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
         """Return multiples of a token's side, within the limits, in nearly the frame's form."""
-        if max(height, width) > 200 * min(height, width):
-            raise ValueError(
-                "frames must be at most 200 times as long on one side as on the other, but are "
-                f"{height} × {width} pixels"
-            )
+        return self._within(height, width, self.min_pixels, self.max_pixels)
+
+    def _within(
+        self, height: int, width: int, fewest: int, most: int, frames: int = 1
+    ) -> tuple[int, int]:
+        """Return the size at which so many frames have pixels within limits together."""
+        _check_form(height, width)
         side = self.patch * self.merge
         rows, columns = round(height / side), round(width / side)
-        if rows * columns * side * side > self.max_pixels:
-            shrink = math.sqrt(height * width / self.max_pixels)
+        if frames * rows * columns * side * side > most:
+            shrink = math.sqrt(frames * height * width / most)
             rows = max(1, math.floor(height / shrink / side))
             columns = max(1, math.floor(width / shrink / side))
-        elif rows * columns * side * side < self.min_pixels:
-            grow = math.sqrt(self.min_pixels / (height * width))
+        elif frames * rows * columns * side * side < fewest:
+            grow = math.sqrt(fewest / (frames * height * width))
             rows, columns = math.ceil(height * grow / side), math.ceil(width * grow / side)
         return rows * side, columns * side
+
+
+@dataclass(frozen=True)
+class SharedPixelSettings(DynamicPixelSettings):
+    """As `DynamicPixelSettings`, but all frames of a video share its pixels: Qwen3-VL's rule.
+
+    Attributes:
+        min_pixels, max_pixels: of all frames of a video together.
+        frames: for how many frames the size is worked out, a multiple of `temporal_patch`: a
+            stream does not know how many it will have.
+        frame_tokens: the most of a frame, where the processor has `cap_pixels_per_frame`.
+    """
+
+    frames: int = 2
+    frame_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.frames % self.temporal_patch:
+            raise ValueError(
+                f"frames must be a multiple of {self.temporal_patch}, the frames of a temporal "
+                f"patch, but is {self.frames}"
+            )
+
+    @classmethod
+    def read(cls, settings: Mapping[str, Any]) -> SharedPixelSettings:
+        """Read a processor's attributes, or its JSON file.
+
+        Raises:
+            ValueError: a setting that is not known here.
+        """
+        read = DynamicPixelSettings.read(settings)
+        capped = settings.get("cap_pixels_per_frame")
+        return cls(
+            **vars(read),
+            frames=read.temporal_patch,
+            frame_tokens=int(settings.get("max_video_tokens") or 768) if capped else None,
+        )
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Return multiples of a token's side, within a video's limits, in nearly its form."""
+        _check_form(height, width)
+        side = self.patch * self.merge
+        if height < side or width < side:
+            grow = max(side / height, side / width)
+            height, width = int(height * grow), int(width * grow)
+        most = self.max_pixels
+        if self.frame_tokens is not None:
+            share = min(self.frame_tokens * side * side, self.max_pixels // self.frames)
+            most = max(share, int(self.min_pixels * 1.05)) * self.frames
+        return self._within(height, width, self.min_pixels, most, self.frames)
 
 
 @dataclass(frozen=True)
@@ -211,6 +263,8 @@ def read_pixels(settings: Mapping[str, Any]) -> Pixels:
     Raises:
         ValueError: a setting that is not known here.
     """
+    if settings.get("video_processor_type") == "Qwen3VLVideoProcessor":
+        return SharedPixelSettings.read(settings)
     if settings.get("merge_size"):
         return DynamicPixelSettings.read(settings)
     size = settings.get("size") or {}
@@ -219,6 +273,14 @@ def read_pixels(settings: Mapping[str, Any]) -> Pixels:
     if settings.get("do_center_crop") and shorter and not longer:
         return CroppedPixelSettings.read(settings)
     return PixelSettings.read(settings)
+
+
+def _check_form(height: int, width: int) -> None:
+    if max(height, width) > 200 * min(height, width):
+        raise ValueError(
+            "frames must be at most 200 times as long on one side as on the other, but are "
+            f"{height} × {width} pixels"
+        )
 
 
 def _colours(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -149,7 +149,9 @@ def _attributes(frames: Any) -> Mapping[str, Any]:
     names = ("size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
     steps = ("do_resize", "do_rescale", "do_normalize", "do_center_crop")
     grids = ("patch_size", "merge_size", "temporal_patch_size")
-    found = {name: getattr(frames, name, None) for name in (*names, *steps, *grids)}
+    shared = ("cap_pixels_per_frame", "max_video_tokens")
+    found = {name: getattr(frames, name, None) for name in (*names, *steps, *grids, *shared)}
+    found["video_processor_type"] = type(frames).__name__
     return {name: value for name, value in found.items() if value is not None}
 
 

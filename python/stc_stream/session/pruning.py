@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,13 +21,16 @@ class SessionPruner:
         pruner: a `PrunerConfig`; a `TokenPruner` or another callable that gives `tokens` and
             `index`, which is copied; or None, which keeps everything.
         tokens_per_frame: what the model makes of a frame; None: that is not known yet.
+        width: channels of a token that it sees (D); behind them a token may have more, which go
+            where it goes. None: all.
 
     Raises:
         TypeError: `pruner` is none of these.
         ValueError: a budget above a frame's tokens.
     """
 
-    def __init__(self, pruner: Any, tokens_per_frame: int | None) -> None:
+    def __init__(self, pruner: Any, tokens_per_frame: int | None, width: int | None = None) -> None:
+        self._width = width
         if isinstance(pruner, PrunerConfig):
             pruner = TokenPruner(pruner)
         elif pruner is not None and (isinstance(pruner, type) or not callable(pruner)):
@@ -59,6 +63,7 @@ class SessionPruner:
         if self._pruner is None:
             everything = torch.arange(tokens.shape[1], device=tokens.device)
             return [KeptFrame(frame, everything) for frame in tokens]
+        tokens, more = tokens[..., : self._width], tokens[..., self._width or tokens.shape[2] :]
         pruned = self._pruner(tokens)
         if not (hasattr(pruned, "tokens") and hasattr(pruned, "index")):
             raise TypeError(
@@ -75,6 +80,11 @@ class SessionPruner:
         if not isinstance(self._pruner, TokenPruner):
             for ours, frame in zip(kept, tokens, strict=True):
                 checks.check_kept(ours.tokens, ours.index, frame)
+        if more.shape[2]:
+            kept = [
+                replace(ours, tokens=torch.cat([ours.tokens, own[ours.index]], dim=1))
+                for ours, own in zip(kept, more, strict=True)
+            ]
         return kept
 
     def budget(self, tokens: int) -> int | None:

@@ -22,7 +22,8 @@ from stc_stream.session.numbering import Positions
 from stc_stream.session.processor import SessionProcessor
 from stc_stream.session.pruning import SessionPruner
 from stc_stream.session.results import Fed, SessionStats
-from stc_stream.session.stream import Settings, Stream
+from stc_stream.session.settings import Settings
+from stc_stream.session.stream import Stream
 
 
 class StreamingSession:
@@ -74,12 +75,12 @@ class StreamingSession:
             cacher,
             FullMemory() if memory is None else checks.check_memory(memory),
             positions,
-            own.prompt("?", video=True).before,
+            read.prompt(own, "?", video=True).before,
         )
         self._lock = threading.RLock()
         self._last: SessionStats | None = None
         self._stream: Stream | None = Stream(
-            self._settings, SessionPruner(pruner, read.tokens_per_frame)
+            self._settings, SessionPruner(pruner, read.tokens_per_frame, read.width)
         )
 
     @property

@@ -7,65 +7,24 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from stc_stream.cacher import CacherConfig
-from stc_stream.cacher.part import TowerPart
 from stc_stream.session import checks
 from stc_stream.session.answer import Answer
 from stc_stream.session.memory import (
     KeptFrame,
-    Memory,
     MemoryFullError,
-    SessionCache,
-    StreamLayout,
-    StreamMemory,
 )
-from stc_stream.session.models import VideoModel
-from stc_stream.session.numbering import Place, Positions, TemporalPatch
-from stc_stream.session.processor import SessionProcessor
+from stc_stream.session.numbering import Place, TemporalPatch
 from stc_stream.session.pruning import SessionPruner
 from stc_stream.session.results import Fed
+from stc_stream.session.settings import Settings
 from stc_stream.session.tower import FRAMES_AT_ONCE, TowerLease
 
 FRAMES_A_SECOND = 24
 """Of frames without timestamps, as transformers' processors take a video that says nothing."""
-
-PREFILL_AT_ONCE = 4096
-"""Tokens that go through the LLM together, so that its attention mask stays small."""
-
-
-@dataclass(frozen=True, eq=False)
-class Settings:
-    """What a session was made with, which never changes.
-
-    Attributes:
-        model, processor: as read.
-        cacher, memory, positions: as given.
-        before: the tokens before a video in a prompt.
-    """
-
-    model: VideoModel
-    processor: SessionProcessor
-    cacher: CacherConfig | TowerPart | None
-    memory: Memory
-    positions: Positions
-    before: list[int]
-
-    @cached_property
-    def layout(self) -> StreamLayout:
-        """What is known of a stream before its first frame."""
-        numbering = self.model.numbering(self.positions)
-        tokens = self.model.tokens_per_frame
-        patch = self.model.frames_per_patch
-        return StreamLayout(self.positions, len(self.before), tokens, numbering, patch)
-
-    def open(self) -> StreamMemory:
-        """Return an empty memory."""
-        return self.memory.open(self.model.model.config.get_text_config(), self.layout)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +89,7 @@ class Stream:
         last = checks.check_timestamps(timestamps, len(frames), progress.timestamp)
         size = progress.size or self._settings.processor.pixels.size_of(*frames.shape[1:3])
         times = self._times(timestamps, len(frames))
-        patches = self._patches(size, (*progress.waiting.times, *times))
+        patches = self._settings.patches(size, (*progress.waiting.times, *times))
         tokens = math.prod(model.grid(size))
         self._pruner.check_budget(tokens)
         if self._settings.positions == "kept":
@@ -154,7 +113,7 @@ class Stream:
                 self._reserve(patches, counts)
             place = progress.place
             if kept:
-                place = self.cache.take(kept, place, self._prefill)
+                place = self.cache.take(kept, place, self._settings.prefill)
             clock.lap("prefill")
             self._padded = None
             self.progress = Progress(
@@ -174,7 +133,7 @@ class Stream:
     def ask(self, question: str) -> Answer:
         """Put a question behind the frames so far, in a fork."""
         settings, model, watched = self._settings, self._settings.model, self.progress.frames > 0
-        prompt = settings.processor.prompt(question, video=watched)
+        prompt = model.prompt(settings.processor, question, video=watched)
         if watched and prompt.before != settings.before:
             raise ValueError("the chat template must put a video before the question")
         with torch.no_grad():
@@ -182,9 +141,9 @@ class Stream:
             if watched:
                 text = torch.cat([model.after_video(), text])
             padding = self._padding()
-            ready = self.cache.answering(self.progress.place, self._prefill, len(padding))
+            ready = self.cache.answering(self.progress.place, self._settings.prefill, len(padding))
             before = self._before if padding else []
-            inputs, positions, place = self._laid_out(before, padding, ready.place)
+            inputs, positions, place = self._settings.laid_out(before, padding, ready.place)
             more = place.reach - ready.place.reach + len(text)
             self._check_context(ready.taken, more)
             answer = Answer(
@@ -235,20 +194,13 @@ class Stream:
         first = 0.0 if last is None else last + 1 / FRAMES_A_SECOND
         return [first + number / FRAMES_A_SECOND for number in range(count)]
 
-    def _patches(self, size: tuple[int, int], times: Sequence[float]) -> list[TemporalPatch]:
-        """Return the whole temporal patches of frames at these times."""
-        rows, columns = self._settings.model.grid(size)
-        ends = range(self._a_patch, len(times) + 1, self._a_patch)
-        return [
-            TemporalPatch(rows, columns, tuple(times[end - self._a_patch : end])) for end in ends
-        ]
-
     def _reserve(self, patches: Sequence[TemporalPatch], counts: list[int]) -> None:
         """Refuse temporal patches that keep these numbers of tokens, if they don't fit."""
         if self._settings.positions == "contiguous":
             self._check_positions(patches, counts)
         if patches:
-            self.cache.reserve([len(self._before), *counts])
+            texts = [patch.text for patch in patches]
+            self.cache.reserve([len(self._before), *map(sum, zip(counts, texts, strict=True))])
 
     def _check_positions(self, patches: Sequence[TemporalPatch], counts: Sequence[int]) -> None:
         """Refuse temporal patches that keep so many, if the context has no positions for them."""
@@ -334,51 +286,10 @@ class Stream:
             tokens = self._tower.encode_aside(pixels)
             checks.check_tokens(tokens, progress.frames - len(waiting.times), self._a_patch)
             times = (*waiting.times, *waiting.times[-1:] * missing)
-            (patch,) = self._patches(progress.size, times)
+            (patch,) = self._settings.patches(progress.size, times)
             (kept,) = self._pruner.copy().keep(tokens)
             self._padded = [replace(kept, patch=patch)]
         return self._padded
-
-    def _prefill(self, frames: Sequence[KeptFrame], place: Place, cache: SessionCache) -> Place:
-        """Write kept tokens into a cache; return the place behind them."""
-        left = list(frames)
-        # The text before a video is a block as well.
-        before = [self._settings.before] if place == Place() else []
-        while before or left:
-            counts = [*map(len, before), *(len(frame.index) for frame in left)]
-            together, place = cache.make_room(counts, place)
-            own = together - len(before)
-            inputs, positions, place = self._laid_out(
-                before[0] if before else [], left[:own], place
-            )
-            for part, where in zip(
-                inputs.split(PREFILL_AT_ONCE), positions.split(PREFILL_AT_ONCE, dim=1), strict=True
-            ):
-                # A rule of one's own may keep nothing of a frame.
-                if len(part):
-                    self._settings.model.run(part, where, cache)
-            before = []
-            del left[:own]
-        return place
-
-    def _laid_out(
-        self, before: list[int], frames: Sequence[KeptFrame], place: Place
-    ) -> tuple[Tensor, Tensor, Place]:
-        """Return the LLM's input for text and what is kept of frames.
-
-        Returns:
-            Inputs [n, D], positions [axes, n], and the place behind them.
-        """
-        model, numbering = self._settings.model, self._settings.layout.numbering
-        inputs = [model.embed(before)]
-        positions = [model.text_positions(place.text, len(before))]
-        place = place.after_text(len(before))
-        for frame in frames:
-            inputs.append(frame.tokens.to(inputs[0]))
-            index = frame.index.to(positions[0].device)
-            positions.append(numbering.positions(place, frame.patch, index))
-            place = numbering.after(place, *frame.block)
-        return torch.cat(inputs), torch.cat(positions, dim=1), place
 
 
 class _Clock:

@@ -5,7 +5,9 @@ What they answer means nothing. Nothing is downloaded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ from transformers import (
     Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     SiglipVisionConfig,
 )
 
@@ -30,6 +34,7 @@ from stc_stream.session.pixels import (
     CroppedPixelSettings,
     DynamicPixelSettings,
     PixelSettings,
+    SharedPixelSettings,
 )
 from stc_stream.session.processor import SessionProcessor
 from stc_stream.towers.sizes import MODEL_SIZES
@@ -258,8 +263,46 @@ def build_qwen2_5_vl(
     return _build_qwen(Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, tower, sizes, seed)
 
 
+def build_qwen3_vl(
+    sizes: QwenSizes | None = None, seed: int = 0
+) -> tuple[Qwen3VLForConditionalGeneration, SessionProcessor]:
+    """Return a Qwen3-VL with random weights that follow from a seed, and its processor.
+
+    All layers of its tower but the last are added behind layers of the LLM, of which there must be
+    as many.
+
+    Args:
+        sizes: None: tiny ones, at most 16 tokens a temporal patch; pixels are of two frames.
+    """
+    sizes = sizes or QwenSizes(pixels=(512, 2048))
+    width, hidden, layers, heads = sizes.tower
+    tower = {
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "out_hidden_size": sizes.llm[0],
+        "depth": layers,
+        "num_heads": heads,
+        "patch_size": sizes.patch,
+        "num_position_embeddings": 36,
+        "deepstack_visual_indexes": [*range(layers - 1)],
+    }
+    more = {"head_dim": sizes.llm[0] // sizes.llm[3]}
+    model, processor = _build_qwen(
+        Qwen3VLConfig, Qwen3VLForConditionalGeneration, tower, sizes, seed, more
+    )
+    pixels = SharedPixelSettings(
+        *sizes.pixels, patch=sizes.patch, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+    )
+    return model, replace(processor, pixels=pixels)
+
+
 def _build_qwen(
-    config: type, model: type, tower: dict[str, Any], sizes: QwenSizes, seed: int
+    config: type,
+    model: type,
+    tower: dict[str, Any],
+    sizes: QwenSizes,
+    seed: int,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Any, SessionProcessor]:
     tokenizer = build_tokenizer(_QWEN)
     numbers = tokenizer.get_vocab()
@@ -280,6 +323,7 @@ def _build_qwen(
             "rope_theta": 1000000.0,
             "mrope_section": [pairs - 2 * row, row, row],
         },
+        **more,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,

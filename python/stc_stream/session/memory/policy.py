@@ -31,6 +31,11 @@ class KeptFrame:
     patch: TemporalPatch = field(default=TemporalPatch(0, 0, ()))
 
     @property
+    def count(self) -> int:
+        """How many tokens the LLM gets, those of text around it included."""
+        return len(self.index) + self.patch.text
+
+    @property
     def block(self) -> Block:
         """Its temporal patch, and how many tokens are kept."""
         return self.patch, len(self.index)
@@ -63,7 +68,8 @@ class StreamLayout:
         """Return the place behind frames; None: behind the text and frames at a stream's start."""
         place = place or Place().after_text(self.before)
         for patch, kept in blocks:
-            place = self.numbering.after(place, patch, kept)
+            place = place.after_text(len(patch.before))
+            place = self.numbering.after(place, patch, kept).after_text(len(patch.behind))
         return place
 
 

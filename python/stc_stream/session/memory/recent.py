@@ -135,7 +135,7 @@ class RecentFrames(StreamMemory):
     def tokens_held(self) -> int:
         """Tokens of the text before the frames, and of the frames."""
         text = self._layout.before if self._frames else 0
-        return sum((len(frame.index) for frame in self._frames), text)
+        return sum((frame.count for frame in self._frames), text)
 
     @property
     def frames_forgotten(self) -> int:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from torch import nn
 
-from stc_stream.session.models import llava_next_video, llava_onevision, qwen2_5_vl, qwen2_vl
+from stc_stream.session.models import (
+    llava_next_video,
+    llava_onevision,
+    qwen2_5_vl,
+    qwen2_vl,
+    qwen3_vl,
+)
 from stc_stream.session.models.llava_next_video import LlavaNextVideo
 from stc_stream.session.models.llava_onevision import LlavaOnevision
 from stc_stream.session.models.model import VideoModel
 from stc_stream.session.models.qwen2_5_vl import Qwen25VL
 from stc_stream.session.models.qwen2_vl import Qwen2VL
+from stc_stream.session.models.qwen3_vl import Qwen3VL
 
 __all__ = ["FAMILIES", "VideoModel", "read_model"]
 
@@ -18,6 +25,7 @@ FAMILIES = (
     (llava_next_video.resembles, LlavaNextVideo),
     (qwen2_vl.resembles, Qwen2VL),
     (qwen2_5_vl.resembles, Qwen25VL),
+    (qwen3_vl.resembles, Qwen3VL),
 )
 """For each family, what recognises its models, and what reads them."""
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stc_stream.session.memory import SessionCache
 from stc_stream.session.numbering import Contiguous, Kept, Numbering, Positions
 from stc_stream.session.pixels import Pixels
+from stc_stream.session.processor import Prompt, SessionProcessor
 
 
 class VideoModel(ABC):
@@ -26,12 +28,15 @@ class VideoModel(ABC):
         video_token: the token that stands for those of a video in a prompt.
         frames_per_patch: frames that the tower takes as one, a temporal patch.
         axes: of its positions.
+        levels: features of a token that go into the LLM behind its first layers, beside what goes
+            into the first (L).
         video_arguments: what `generate` is given of videos.
     """
 
     family: str
     frames_per_patch: int = 1
     axes: int = 1
+    levels: int = 0
     video_arguments: tuple[str, ...] = ("pixel_values_videos",)
 
     model: Any
@@ -57,6 +62,8 @@ class VideoModel(ABC):
     def encode(self, pixels: Tensor) -> Tensor:
         """Return the tokens of temporal patches, after tower, projector and pooling, [P, T, D].
 
+        With `levels`, [P, T, (1 + L) · D]: behind a token's own features those of each level.
+
         Args:
             pixels: as the processor makes them, [P · frames_per_patch, 3, H, W].
         """
@@ -64,6 +71,19 @@ class VideoModel(ABC):
     @abstractmethod
     def after_video(self) -> Tensor:
         """Return what follows a video's last frame in the stock model's input, [n, D]."""
+
+    def around(self, times: tuple[float, ...]) -> tuple[str, str]:
+        """Return the text right before and behind a temporal patch of frames at these times."""
+        return "", ""
+
+    def prompt(self, processor: SessionProcessor, question: str, video: bool) -> Prompt:
+        """Return the tokens of a question, with a video before it or without one."""
+        return processor.prompt(question, video)
+
+    @property
+    def width(self) -> int:
+        """Channels of the LLM's input (D)."""
+        return self.embedding.embedding_dim
 
     @property
     def tokens_per_frame(self) -> int | None:
@@ -95,10 +115,23 @@ class VideoModel(ABC):
         return frozenset([ends] if isinstance(ends, int) else ends or ())
 
     def embed(self, ids: list[int]) -> Tensor:
-        """Return the LLM's input for tokens of text, [n, D]."""
-        table = self.embedding
-        tokens: Tensor = table(torch.tensor(ids, dtype=torch.int64, device=table.weight.device))
-        return tokens
+        """Return the LLM's input for tokens of text, [n, D], or [n, (1 + L) · D]."""
+        device = self.embedding.weight.device
+        return self.embed_all(torch.tensor(ids, dtype=torch.int64, device=device))
+
+    def embed_all(self, ids: Tensor) -> Tensor:
+        """Return the LLM's input for tokens of text, [.., D], or [.., (1 + L) · D]."""
+        tokens: Tensor = self.embedding(ids)
+        # Text has nothing to add behind a layer.
+        return F.pad(tokens, (0, self.levels * self.width)) if self.levels else tokens
+
+    def layer_inputs(self, inputs: Tensor) -> dict[str, Tensor | list[Tensor]]:
+        """Return the arguments by which an LLM with `levels` gets its input.
+
+        Args:
+            inputs: [B, n, (1 + L) · D].
+        """
+        return {"inputs_embeds": inputs}
 
     def text_positions(self, first: int, count: int) -> Tensor:
         """Return the positions of text, the same on all axes, int64 [axes, count]."""
@@ -136,13 +169,13 @@ class VideoModel(ABC):
         """Run the LLM on what comes next and write it into the cache; return its output, [n, D].
 
         Args:
-            inputs: [n, D].
+            inputs: [n, D], or [n, (1 + L) · D].
             positions: int64, [axes, n].
         """
         # Without a cache, gaps between positions would be taken for another sequence.
         with cache.running(self.llm, positions):
             output = self.llm(
-                inputs_embeds=inputs[None],
+                **self.layer_inputs(inputs[None]),
                 position_ids=positions if self.axes == 1 else positions[:, None],
                 past_key_values=cache,
                 use_cache=True,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stc_stream.session.models.model import VideoModel
 from stc_stream.session.numbering import Numbering, Place, Positions, TemporalPatch
-from stc_stream.session.pixels import DynamicPixelSettings, Pixels
+from stc_stream.session.pixels import DynamicPixelSettings, Pixels, SharedPixelSettings
 
 _NOISE = 1e-6
 """Seconds are sums and quotients: what is this little below a whole step is one."""
@@ -27,6 +27,7 @@ class QwenVL(VideoModel):
     """A model of transformers with a tower that is called with grids of patches."""
 
     axes = 3
+    pixels: type[DynamicPixelSettings] = DynamicPixelSettings
     video_arguments = (
         "pixel_values_videos",
         "video_grid_thw",
@@ -51,6 +52,12 @@ class QwenVL(VideoModel):
         wanted = (self._patch, self._merge, self.frames_per_patch)
         if not isinstance(pixels, DynamicPixelSettings):
             return "it brings frames to one size, but the model takes frames of any size"
+        if type(pixels) is not self.pixels:
+            of = {DynamicPixelSettings: "a frame", SharedPixelSettings: "a whole video"}
+            return (
+                f"it limits the pixels of {of[type(pixels)]}, but the model's those of "
+                f"{of[self.pixels]}"
+            )
         made = (pixels.patch, pixels.merge, pixels.temporal_patch)
         if made == wanted:
             return None
