@@ -109,6 +109,9 @@ def test_an_llm_with_a_sliding_window(frames, seed):
         session.feed(frames[3:4])
         found = session.logits(QUESTION)
     torch.testing.assert_close(found, case.logits(frames[:4]), atol=1e-4, rtol=0)
+    for memory in (WindowMemory(), RetrievalMemory()):
+        with pytest.raises(ValueError, match="all layers see all tokens.*sliding_window is 20"):
+            StreamingSession(case.model, case.processor, memory=memory)
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,32 @@ def test_a_window_that_is_not_full_is_the_full_memory(case, frames):
         torch.testing.assert_close(session.logits(QUESTION), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(("sink", "window"), [(0, 13), (3, 20), (30, 12)])
+def test_a_window_equals_one_run_with_a_mask(case, frames, sink, window):
+    """A patch sees sinks, and of those before it what fits into the window with it."""
+    memory = WindowMemory(sink, window)
+    with StreamingSession(case.model, case.processor, memory=memory) as session:
+        session.feed(frames[:3])
+        session.feed(frames[3:])
+        found, forgotten = session.logits(QUESTION), session.stats.frames_forgotten
+    whole, tokens = case.embedded(frames), case.tokens(frames)
+    number, end = torch.arange(len(whole)), len(case.processor.prompt(QUESTION, video=True).before)
+    ends = [end + tokens * (patch + 1) for patch in range(case.patches(frames))]
+    seen = torch.ones(len(whole), len(whole), dtype=torch.bool).tril()
+    for last in ends:
+        rows = slice(last - tokens, last if last < ends[-1] else None)
+        seen[rows, (number >= sink) & (number < last - window)] = False
+    added = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    with torch.no_grad():
+        expected = case.model(
+            inputs_embeds=whole[None],
+            attention_mask=added[None, None],
+            position_ids=case.positions(frames),
+        ).logits
+    torch.testing.assert_close(found, expected[0, -1], atol=1e-4, rtol=0)
+    assert forgotten > 0
+
+
 def test_memories_that_turn_keys(case):
     for settings in (
         {"memory": WindowMemory(4, 40), "positions": "contiguous"},

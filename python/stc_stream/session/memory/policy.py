@@ -254,3 +254,14 @@ def check_at_least(name: str, value: Any, least: int) -> None:
         raise TypeError(f"{name} must be an int, but is {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, but is {value}")
+
+
+def check_no_window(config: Any, what: str) -> None:
+    """Refuse an LLM with layers that see a window of their own, by how far tokens are apart."""
+    kinds = getattr(config, "layer_types", None)
+    window = None if kinds else getattr(config, "sliding_window", None)
+    if window is not None or set(kinds or ()) - {"full_attention"}:
+        said = f"sliding_window is {window}" if kinds is None else f"layer_types are {kinds}"
+        raise ValueError(
+            f"{what} is for models in which all layers see all tokens, but the model's {said}"
+        )

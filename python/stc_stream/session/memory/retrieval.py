@@ -20,6 +20,7 @@ from stc_stream.session.memory.policy import (
     Ready,
     StreamLayout,
     check_at_least,
+    check_no_window,
 )
 from stc_stream.session.memory.rotary import Rotary
 from stc_stream.session.memory.window import Ends, WindowCache, WindowLayer
@@ -81,12 +82,7 @@ class RetrievalMemory:
         """
         layout = layout or StreamLayout()
         rotary = Rotary.of(config, "RetrievalMemory")
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        if kinds != {"full_attention"}:
-            raise ValueError(
-                "RetrievalMemory is for models in which all layers see all tokens, but the model's "
-                f"layer_types are {sorted(kinds)}"
-            )
+        check_no_window(config, "RetrievalMemory")
         context, layers = config.max_position_embeddings, config.num_hidden_layers
         window = min(self.window_tokens, context - layout.before)
         moved = rotary if layout.positions == "contiguous" else None

@@ -18,6 +18,7 @@ from stc_stream.session.memory.policy import (
     MemoryFullError,
     StreamLayout,
     check_at_least,
+    check_no_window,
 )
 from stc_stream.session.memory.rotary import Rotary
 from stc_stream.session.numbering import Place
@@ -51,7 +52,8 @@ class WindowMemory:
         TypeError: a setting is not an int; when a cache is opened for contiguous positions, a model
             whose positions have several axes.
         ValueError: `sink_tokens` below 0, `window_tokens` below 1; when a cache is opened, more
-            than the model's context, or rotary positions that keys can't be moved in exactly.
+            than the model's context, rotary positions that keys can't be moved in exactly, or
+            layers with a window of their own.
 
     Source: StreamingLLM, arXiv 2309.17453.
     """
@@ -74,6 +76,7 @@ class WindowMemory:
             layout: of the stream; None: positions are kept.
         """
         layout = layout or StreamLayout()
+        check_no_window(config, "WindowMemory")
         context = config.max_position_embeddings
         window = 2 * context // 5 if self.window_tokens is None else self.window_tokens
         if self.sink_tokens + window > context:
