@@ -232,7 +232,7 @@ def test_mlvu_as_published(tmp_path: Path) -> None:
     ]
     assert task.folder == tmp_path / "video"
     assert task.items[0].text.endswith(
-        "(C) Green\n(D) Blue\nOnly give the best option.\nBest option: ("
+        "(C) Green\n(D) Blue\nOnly give the best option.\nBest Option: ("
     )
     for response, right, strictly in (("B) Red", 1, 1), ("B", 1, 1), ("(b) red", 1, 0), ("", 0, 0),
                                       (")", 1, 0), ("Red", 0, 0)):  # fmt: skip

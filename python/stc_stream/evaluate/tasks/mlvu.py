@@ -35,7 +35,7 @@ Question: {question}
 Options:
 {options}
 Only give the best option.
-Best option: ("""
+Best Option: ("""
 
 
 def resembles(document: Any) -> bool:
