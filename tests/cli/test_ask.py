@@ -234,6 +234,27 @@ def test_the_pruner_and_the_method_are_chosen_by_name(ask: Stc, tmp_path: Path) 
     assert {chunk["compressed"]["kept"] for chunk in numbers["session"]["chunks"]} == {4}
 
 
+@pytest.mark.parametrize(
+    ("options", "kept", "policy"),
+    [
+        (("--method", "recent:frames=2"), 16, "RecentMemory"),
+        (("--method", "skip"), 16, "FullMemory"),
+        (("--method", "skip", "--tokens-per-frame", 3), 3, "FullMemory"),
+        (("--method", "stc", "--memory", "window"), 4, "WindowMemory"),
+        (("--method", "uniform:tokens_per_frame=5"), 5, "FullMemory"),
+    ],
+)
+def test_a_method_has_its_own_parts_and_no_others(
+    ask: Stc, tmp_path: Path, options: tuple[str, ...], kept: int, policy: str
+) -> None:
+    document = tmp_path / "numbers.json"
+    outcome = ask("--ask", "What?", "--frames", 2, *options, "--json", document)
+    assert (outcome.code, outcome.err) == (0, "")
+    session = numbers_of(document)["session"]
+    assert {chunk["compressed"]["kept"] for chunk in session["chunks"]} == {kept}
+    assert session["memory"]["policy"] == policy
+
+
 def test_a_method_that_prunes_alone_is_a_pruner_too(ask: Stc, tmp_path: Path) -> None:
     document = tmp_path / "numbers.json"
     options = ("--pruner", "uniform", "--tokens-per-frame", 3, "--json", document)
@@ -280,6 +301,10 @@ def test_pieces_are_printed_as_they_come(
         (("--ask", "1s:What?", "--frames", "2"), "is after the end of what is streamed"),
         (("--ask", "a <video> b"), "--ask must not hold <video>"),
         (("--ask", "What?", "--memory", "none"), "--memory must be one of full, recent,"),
+        (
+            ("--ask", "What?", "--memory", "window", "--method", "recent"),
+            "--memory is not for recent, which says itself what it remembers",
+        ),
         (("--ask", "What?", "--memory", ""), "'--memory': it is empty"),
         (("--ask", "What?", "--memory", "recent:n=2"), "--memory recent has frames, but no 'n'"),
         (("--ask", "What?", "--memory", "recent:frames=0"), "--memory recent: frames must be at"),

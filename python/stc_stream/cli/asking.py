@@ -43,7 +43,7 @@ class Asking:
 
     Attributes:
         questions: each its seconds of the video, or None for the end, and its text.
-        memory: what the LLM remembers, as it is written.
+        memory: what the LLM remembers, as it is written; None: what the method says.
         chunk: frames that are fed together.
         max_new_tokens: where an answer is cut off.
         when_behind: frames of a live source that may wait for the model; 1: the newest alone.
@@ -51,7 +51,7 @@ class Asking:
     """
 
     questions: tuple[tuple[float | None, str], ...]
-    memory: str
+    memory: str | None
     chunk: int
     max_new_tokens: int
     when_behind: int
@@ -112,11 +112,10 @@ def asking_options(command: _Decorated) -> _Decorated:
         click.option(
             "--memory",
             type=as_name,
-            default="full",
-            show_default=True,
             metavar="NAME",
             help="With --ask: what the LLM remembers of the compressed stream: full, recent, "
-            "window or retrieval. With settings: retrieval:blocks=4.",
+            "window or retrieval. With settings: retrieval:blocks=4.  [default: as the method has "
+            "it, or full]",
         ),
         click.option(
             "--chunk",
@@ -191,10 +190,13 @@ def with_memory(method: Method, asking: Asking) -> Method:
     """Return the method with the memory that was asked for."""
     from stc_stream.evaluate.methods import read_memory
 
+    if asking.memory is not None and method.memory is not None:
+        fail(f"--memory is not for {method.name}, which says itself what it remembers")
     try:
-        return replace(method, memory=read_memory(asking.memory))
+        memory = method.memory or read_memory(asking.memory or "full")
     except ValueError as error:
         fail(as_option(str(error)))
+    return replace(method, memory=memory)
 
 
 def load_asked(model: str | None, device: str, dtype: str) -> VideoLlm:
@@ -283,7 +285,7 @@ def _comparison(asking: Asking, model: VideoLlm, methods: Sequence[Method]) -> S
         words = str(error)
         if words.startswith("tokens_per_frame"):
             fail(as_option(words))
-        fail(words if asking.memory == "full" else f"--memory {asking.memory}: {words}")
+        fail(words if asking.memory is None else f"--memory {asking.memory}: {words}")
 
 
 class _Stream:

@@ -163,7 +163,9 @@ def stream(
             "refresh_interval": refresh_interval,
             "refresh_on_change": refresh_on_change,
         }
-        chosen = _method(method, settings, tokens_per_frame, pruner)
+        # A tower is run alone with a Pruner behind it; a language model with what the method has.
+        prunes = asked is None or method in (None, "stc") or tokens_per_frame is not None
+        chosen = _method(method, settings, tokens_per_frame, pruner, prunes)
         if asked is not None:
             check_moments(asked, opened)
             chosen = with_memory(chosen, asked)
@@ -222,7 +224,11 @@ def _check_method_options(context: click.Context, method: str | None) -> None:
 
 
 def _method(
-    name: str | None, settings: dict[str, Any], tokens_per_frame: int | None, pruner: str | None
+    name: str | None,
+    settings: dict[str, Any],
+    tokens_per_frame: int | None,
+    pruner: str | None,
+    prunes: bool,
 ) -> Method:
     kernels()
     from stc_stream.cacher import CacherConfig
@@ -237,7 +243,7 @@ def _method(
             chosen = read_method(name, {"tokens_per_frame": tokens_per_frame})
         if pruner is not None:
             chosen = replace(chosen, pruner=read_pruner(pruner, tokens_per_frame))
-        elif chosen.pruner is None:
+        elif chosen.pruner is None and prunes:
             chosen = replace(chosen, pruner=PrunerConfig.paper(tokens_per_frame))
     except (TypeError, ValueError) as error:
         fail(as_option(str(error)))
