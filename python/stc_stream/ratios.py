@@ -9,6 +9,7 @@ from functools import lru_cache
 _LARGEST_DENOMINATOR = 10**7
 
 
+@lru_cache(typed=True)
 def share_of(count: int, ratio: float) -> int:
     """Return max(1, floor(count · ratio)), the ratio being the decimal that was written.
 

@@ -429,7 +429,8 @@ class FakeGpus(TorchDispatchMode):
         stream = self.current_stream(device or on_gpu[0].device)
         if not _is_view(function):
             self.launches[str(name)] += 1
-            given_places = {_place(each) for each in tree_flatten(inner_args)[0] if _is_real(each)}
+            values = tree_flatten((inner_args, inner_kwargs))[0]
+            given_places = {_place(each) for each in values if _is_real(each)}
             for each in outputs:
                 if _is_real(each) and _place(each) not in given_places:
                     self._allocated(each, stream)

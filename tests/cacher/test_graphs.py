@@ -7,6 +7,8 @@ import warnings
 import pytest
 import torch
 from cacher.conftest import Repeats
+from cacher.fake_gpu import FakeGpus, on_gpu
+from transformers.modeling_outputs import BaseModelOutput
 
 from stc_stream import CacherConfig, attach_cacher
 from stc_stream.cacher.graphs import CudaBackend, GraphStore
@@ -188,3 +190,165 @@ def test_graphs_from_inference_mode_serve_outside_it(make_tower, make_clip):
 def test_a_graph_needs_a_fixed_budget():
     with pytest.raises(ValueError, match="leave threshold None"):
         CacherConfig.paper(threshold=0.9, **GRAPHS)
+
+
+INNER = {"output_hidden_states": True}
+
+
+def test_a_replay_gives_what_somebody_takes(make_tower, make_clip):
+    tower, clip = make_tower(), make_clip(4)
+    tower(clip[:1], **INNER)
+    config = CacherConfig.paper(update_ratio=1.0, refresh_interval=100, self_check=False, **GRAPHS)
+    held = {}
+    with torch.no_grad():
+        dense = tower(clip, **INNER).hidden_states
+        # transformers' own hooks are on the layers by now, and at rest.
+        assert tower.encoder.layers[0]._forward_hooks
+        for name, asked in (("last", {}), ("all", INNER)):
+            with attach(tower, config, Repeats()) as cacher:
+                found = [tower(frame[None], **asked) for frame in clip]
+                assert cacher._graphs.replays == 2
+                held[name] = cacher._graphs.bytes
+                for frame, other in zip(found, dense[-1], strict=True):
+                    last = frame.hidden_states[-1][0] if asked else frame.last_hidden_state[0]
+                    close(last, other if asked else tower.post_layernorm(other))
+                if asked:
+                    for number, expected in enumerate(dense):
+                        close(torch.cat([frame.hidden_states[number] for frame in found]), expected)
+    output = dense[1][0].numel() * dense[1].element_size()
+    assert held["all"] - held["last"] == 2 * output
+
+
+class Collecting(torch.nn.Module):
+    """An encoder that is asked for in its own words, and keeps what layers give as it likes."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+        self.asked = "nothing"
+        self.kept = []
+
+    def forward(self, inputs_embeds, ask="nothing", **kwargs):
+        x, self.kept = inputs_embeds, []
+        ask = self.asked if ask == "nothing" else ask
+        for number, layer in enumerate(self.layers):
+            if (ask, number) in (("skip", 1), ("stop", 2)):
+                continue
+            x = layer(x, attention_mask=None)
+            if ask == "keep":
+                self.kept.append(x)
+            if ask == "part":
+                self.kept.append(x[:, 1:])
+        return BaseModelOutput(last_hidden_state=x)
+
+
+def collecting(tower):
+    tower.encoder = Collecting(tower.encoder.layers)
+    return tower
+
+
+@pytest.mark.parametrize("ask", ["nothing", "keep", "part", "stop"])
+def test_what_code_takes_is_given(make_tower, make_clip, ask):
+    """Called with an argument, of which only the encoder knows what it means."""
+    tower = collecting(make_tower())
+    tokens = torch.randn(8, 1, 36, 32, generator=torch.Generator().manual_seed(1))
+    config = CacherConfig.paper(update_ratio=1.0, refresh_interval=100, self_check=False, **GRAPHS)
+    with torch.no_grad():
+        expected = []
+        for frame in tokens:
+            last = tower.encoder(frame, ask=ask).last_hidden_state
+            expected.append([*tower.encoder.kept, last])
+        with attach(tower, config, Repeats()) as cacher:
+            for number, frame in enumerate(tokens):
+                # Another way of calling it between: it is told apart.
+                if number % 2 and ask != "stop":
+                    tower.encoder(frame)
+                last = tower.encoder(frame, ask=ask).last_hidden_state
+                for ours, other in zip([*tower.encoder.kept, last], expected[number], strict=True):
+                    close(ours, other)
+            # References of fewer layers than the tower has are of no use to a graph.
+            assert (cacher._graphs.replays > 2) == (ask != "stop")
+
+
+def test_who_takes_unasked_is_told(make_tower, make_clip):
+    tower = collecting(make_tower())
+    tokens = torch.randn(10, 1, 36, 32, generator=torch.Generator().manual_seed(1))
+    config = CacherConfig.paper(update_ratio=1.0, refresh_interval=100, self_check=False, **GRAPHS)
+    with torch.no_grad():
+        tower.encoder.asked = "keep"
+        tower.encoder(tokens[9])
+        expected = tower.encoder.kept
+        tower.encoder.asked = "nothing"
+        with attach(tower, config, Repeats()) as cacher:
+            for frame in tokens[:4]:
+                tower.encoder(frame)
+            assert cacher._graphs.replays == 2
+            tower.encoder.asked = "keep"
+            with pytest.raises(RuntimeError, match="was taken from a replayed batch"):
+                tower.encoder(tokens[4])
+            assert cacher.stats.frames == 4
+            for _ in range(3):
+                tower.encoder(tokens[9])
+            for ours, other in zip(tower.encoder.kept, expected, strict=True):
+                close(ours, other)
+
+
+def test_layers_left_out_run_eagerly(make_tower):
+    tower = collecting(make_tower())
+    tower.encoder.asked = "skip"
+    tokens = torch.randn(4, 1, 36, 32, generator=torch.Generator().manual_seed(1))
+    config = CacherConfig.paper(update_ratio=1.0, refresh_interval=100, self_check=False, **GRAPHS)
+    with torch.no_grad():
+        expected = [tower.encoder(frame).last_hidden_state for frame in tokens]
+        warned = pytest.warns(RuntimeWarning, match="leaves layers out")
+        with attach(tower, config, Repeats()), warned:
+            ours = [tower.encoder(frame).last_hidden_state for frame in tokens]
+    for one, other in zip(ours, expected, strict=True):
+        close(one, other)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_weight_that_is_put_elsewhere_is_read_there(make_tower, make_clip, name):
+    tower, clip = make_tower(), make_clip(12)
+    config = CacherConfig.paper(update_ratio=1.0, refresh_interval=100, self_check=False, **GRAPHS)
+    backend = Repeats()
+    norm = tower.encoder.layers[2].layer_norm2
+    before = getattr(norm, name).data
+    other = before + torch.randn_like(before)
+    with torch.no_grad(), attach(tower, config, backend) as cacher:
+        for number, values in enumerate([before, other, before, other]):
+            getattr(norm, name).data = values
+            for frame in clip[3 * number : 3 * number + 3]:
+                with cacher.paused():
+                    dense = tower(frame[None]).last_hidden_state
+                close(tower(frame[None]).last_hidden_state, dense)
+        # Weights that come back find their graph.
+        assert backend.captures == 2
+        replaced = torch.nn.Parameter(before * 2)
+        setattr(norm, name, replaced)
+        for frame in clip[:3]:
+            with cacher.paused():
+                dense = tower(frame[None]).last_hidden_state
+            close(tower(frame[None]).last_hidden_state, dense)
+        assert backend.captures == 3
+
+
+def test_around_a_replay_a_frame_is_copied_in_and_out(make_tower, make_clip, monkeypatch):
+    """A selective frame and a refresh frame; what the tower does itself is left out."""
+    tower, clip = make_tower(vision_use_head=False), make_clip(12)
+    config = CacherConfig.paper(refresh_interval=2, self_check=False, **GRAPHS)
+    with FakeGpus(monkeypatch) as gpus, torch.no_grad():
+        on_gpu(tower, gpus, "cuda:0")
+        clip = gpus.put(clip, "cuda:0")
+        launches = []
+        with attach_cacher(tower, config) as cacher:
+            for frame in range(12):
+                gpus.launches.clear()
+                tower(clip[frame : frame + 1])
+                launches.append(dict(gpus.launches))
+            assert cacher._graphs.replays > 6
+    own = {"aten.convolution", "aten.native_layer_norm", "aten.embedding", "aten.add"}
+    refresh, selective = ({k: n for k, n in x.items() if k not in own} for x in launches[-2:])
+    # The tokens come transposed from the patch embedding, and are laid out for all layers once.
+    assert selective == {"aten.clone": 2, "aten.copy_": 1}
+    assert refresh == {"aten.clone": 2, "aten.copy_": 2}

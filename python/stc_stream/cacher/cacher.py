@@ -31,9 +31,11 @@ from stc_stream.cacher.refusals import (
     refuse_unnamed_rows,
     refuse_unnamed_videos,
 )
+from stc_stream.cacher.replay import PlanGraphs
 from stc_stream.cacher.schedule import RefreshScheduler
 from stc_stream.cacher.scope import Scopes
 from stc_stream.cacher.selfcheck import LayerDiffers, SelfCheck
+from stc_stream.cacher.versions import TowerVersions, way_of
 from stc_stream.stream_names import DEFAULT_STREAM, check_names
 from stc_stream.towers import Entry, TowerSpec, read_tower
 
@@ -154,7 +156,10 @@ class Cacher:
             tower, paths, self._encode, self._run_layer, self._given
         )
         self._layers_densely = self._patches.layers_densely
-        self._check_layers = SelfCheck(tower, self._layers_densely) if config.self_check else None
+        self._versions = TowerVersions(tower)
+        self._check_layers: SelfCheck | None = None
+        if config.self_check:
+            self._check_layers = SelfCheck(tower, self._layers_densely)
         watches = config.refresh_on_change is not None or _watches_change(config)
         self._pixels = FrameDiff(tower.embedding, keep=watches)
 
@@ -289,17 +294,22 @@ class Cacher:
         grids = read_grids(self.tower, signature, args, kwargs)
         if scope.streams is None and self._named:
             refuse_unnamed_rows()
-        with self._lock, torch.no_grad(), self._turns.next(self._device):
+        device = self.tower.layers[0].key.weight.device
+        with self._lock, torch.no_grad(), self._turns.next(device):
             # The lock lets its own thread in, and a fresh context does not know of the forward.
             if self._running:
                 raise RuntimeError("the tower was called again from inside its own forward")
+            graphs = None
+            if self._graphs is not None:
+                way = way_of(self.tower, densely, args, kwargs)
+                graphs = PlanGraphs(self.tower, self._graphs, self._versions, way)
             forward = Forward(
                 self.tower,
                 self._scheduler,
                 partial(_names, scope.streams, grids),
                 None if grids is None else [(h, w) for t, h, w in grids for _ in range(t)],
                 self._pixels,
-                self._graphs,
+                graphs,
                 scope.recording,
                 self._check_layers,
             )
@@ -307,6 +317,7 @@ class Cacher:
             try:
                 with self._scopes.changed(forward=forward, within=densely):
                     output = densely(*args, **kwargs)
+                forward.commit()
             except BaseException as error:
                 forward.roll_back()
                 if isinstance(error, LayerDiffers):
@@ -314,15 +325,17 @@ class Cacher:
                 raise
             finally:
                 self._running = False
-            forward.commit()
+            self._drop_done_check()
             self._named = self._named or scope.streams is not None
             self._recomputed += forward.computed
             self._reused += forward.tokens - forward.computed
         return output
 
-    @property
-    def _device(self) -> torch.device:
-        return self.tower.layers[0].key.weight.device
+    def _drop_done_check(self) -> None:
+        """Let go of the check once each layer has been compared."""
+        check = self._check_layers
+        if check is not None and not any(map(check.wants, range(len(self.tower.layers)))):
+            self._check_layers = None
 
     def _run_layer(self, number: int, *args: Any, **kwargs: Any) -> Any:
         scope = self._scopes.current

@@ -173,8 +173,7 @@ def read_grids(
         ValueError: something that a compressed forward can't do: an attention mask, attention
             maps, causal attention, dropout; or no grids.
     """
-    bound = signature.bind_partial(*args, **kwargs)
-    named = {**bound.arguments, **bound.arguments.get("kwargs", {})}
+    named = {**dict(zip(signature.parameters, args, strict=False)), **kwargs}
     for mask in ("attention_mask", "attn_mask"):
         if named.get(mask) is not None:
             raise ValueError(f"{mask} must be None while a Cacher is attached")

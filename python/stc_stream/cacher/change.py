@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from stc_stream.cacher.refusals import Attached
 
@@ -50,6 +51,8 @@ class FrameDiff:
         self._warned = False
         self._patch = embedding.kernel_size if isinstance(embedding, nn.Conv2d) else None
         self._last = threading.local()
+        # A reference is compared with many frames.
+        self._limits: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
         self._hook = embedding.register_forward_pre_hook(Attached(self._remember))
 
     def remove(self) -> None:
@@ -100,7 +103,7 @@ class FrameDiff:
             pixels = pixels.flatten(1)
             frames = list(pixels.split(list(sizes))) if pixels.shape[0] == sum(sizes) else []
         else:
-            frames = [] if pixels is None else list(pixels)
+            frames = [] if pixels is None else list(pixels.unbind())
         if len(frames) == len(sizes):
             return frames
         if not self._warned:
@@ -124,23 +127,39 @@ class FrameDiff:
             now, before = zip(*same, strict=True)
             for first in range(0, len(now), _AT_ONCE):
                 some = slice(first, first + _AT_ONCE)
-                found.append(self._shares(torch.stack(now[some]), torch.stack(before[some])))
-        return torch.cat(found)
+                limits = self._limits_of(before[some])
+                found.append(self._shares(_stacked(now[some]), _stacked(before[some]), limits))
+        return found[0] if len(found) == 1 else torch.cat(found)
 
-    def _shares(self, current: Tensor, reference: Tensor) -> Tensor:
-        current, reference = current.float(), reference.float()
-        every = tuple(range(1, reference.dim()))
-        contrast = (reference - reference.mean(every, keepdim=True)).abs().mean(every)
-        difference = (current - reference).abs()
+    def _limits_of(self, references: Sequence[Tensor]) -> Tensor:
+        """Return by how much a patch of each may differ, float32 [references]."""
+        found = [self._limits.get(each) for each in references]
+        missing = zip(references, found, strict=True)
+        new = {id(each): each for each, limit in missing if limit is None}
+        if new:
+            stacked = _stacked(list(new.values())).float()
+            every = tuple(range(1, stacked.dim()))
+            contrast = (stacked - stacked.mean(every, keepdim=True)).abs().mean(every)
+            limits = CHANGED * contrast.clamp(min=FAINT)
+            self._limits.update(zip(new.values(), limits.split(1), strict=True))
+            found = [self._limits[each] for each in references]
+        there = [limit for limit in found if limit is not None]
+        return there[0] if len(there) == 1 else torch.cat(there)
+
+    def _shares(self, current: Tensor, reference: Tensor, limits: Tensor) -> Tensor:
+        difference = (current.float() - reference.float()).abs_()
         if self._patch is None:
             patches = difference.mean(dim=2)
         else:
             patches = functional.avg_pool2d(difference.mean(dim=1), self._patch).flatten(1)
         # What cannot be compared has changed.
-        limit = CHANGED * contrast.clamp(min=FAINT)
-        return (~(patches <= limit[:, None])).float().mean(dim=1)
+        return (~(patches <= limits[:, None])).mean(dim=1, dtype=torch.float32)
 
     def _remember(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._last.size = (len(inputs[0]), *inputs[0].shape[-2:]) if inputs else None
         if self.keeps:
             self._last.pixels = inputs[0].detach() if inputs else None
+
+
+def _stacked(frames: Sequence[Tensor]) -> Tensor:
+    return frames[0][None] if len(frames) == 1 else torch.stack(list(frames))

@@ -55,11 +55,20 @@ class BatchFrames:
             self._finite = fetched([self.flags])[0]
         return bool(self._finite[frame])
 
-    def look_ahead(self, pairs: Sequence[Pair]) -> None:
-        """Learn how much of each pair differs, and which frames are finite, in one wait."""
-        if pairs:
+    def look_ahead(self, pairs: Sequence[Pair], finite: bool) -> None:
+        """Learn how much of each pair differs, in one wait.
+
+        Args:
+            pairs: the pairs; of none, nothing is learned.
+            finite: whether to learn of all frames whether they are finite, in the same wait.
+        """
+        if not pairs:
+            return
+        if finite:
             self._finite, shares = fetched([self.flags, self._compared(pairs)])
-            self._learn(pairs, shares)
+        else:
+            (shares,) = fetched([self._compared(pairs)])
+        self._learn(pairs, shares)
 
     def changed(self, frame: int, reference: int | None) -> float:
         """Return the share of a frame's patches that changed.

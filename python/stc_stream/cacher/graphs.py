@@ -90,11 +90,34 @@ def _captured_once(
     return graph, outputs
 
 
-@dataclass(frozen=True, eq=False)
+class Inputs(Protocol):
+    """What changes from call to call of a bucket's work."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        ...
+
+    def made(self) -> tuple[Tensor, ...]:
+        """Return tensors for a graph to read, of the shapes that the bucket has."""
+        ...
+
+    def write(self, held: Sequence[Tensor], before: object) -> object:
+        """Write the inputs to the graph's tensors.
+
+        Args:
+            held: the tensors.
+            before: what the graph's last call returned; None: they are new.
+        """
+        ...
+
+
+@dataclass(eq=False)
 class _Captured:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     replay: Callable[[], None]
+    written: object = None
     uses: StreamUses = field(default_factory=StreamUses)
 
 
@@ -121,9 +144,9 @@ class GraphStore:
     def bytes(self) -> int:
         """Bytes of the inputs and outputs of graphs, without what they need while they run."""
         return sum(
-            tensor.numel() * tensor.element_size()
+            tensor.untyped_storage().nbytes()
             for graph in self._graphs.values()
-            for tensor in (*graph.inputs, *graph.outputs)
+            for tensor in {id(each): each for each in (*graph.inputs, *graph.outputs)}.values()
         )
 
     def clear(self) -> None:
@@ -145,11 +168,11 @@ class GraphStore:
     def run(
         self,
         key: Hashable,
-        inputs: Sequence[Tensor],
+        inputs: Inputs,
         work: Work,
-        rehearsal: AbstractContextManager[None],
+        rehearsal: Callable[[], AbstractContextManager[None]],
         refusal: Callable[[], str | None],
-    ) -> list[Tensor] | None:
+    ) -> tuple[Tensor, ...] | None:
         """Run work from its graph, capturing it the second time that its bucket comes.
 
         Args:
@@ -161,7 +184,7 @@ class GraphStore:
             refusal: says why this work can't be captured; asked before it is.
 
         Returns:
-            The outputs, the caller's to keep; None: run it eagerly.
+            The outputs, which the next replay of any graph may write over; None: run it eagerly.
         """
         if self._refused:
             return None
@@ -178,12 +201,11 @@ class GraphStore:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
         held = captured.inputs
-        captured.uses.tell(held[0].device, lambda: held)
-        for static, given in zip(held, inputs, strict=True):
-            static.copy_(given)
+        captured.uses.tell(inputs.device, lambda: held)
+        captured.written = inputs.write(held, captured.written)
         captured.replay()
         self.replays += 1
-        return [output.clone() for output in captured.outputs]
+        return captured.outputs
 
     def _note(self, key: Hashable) -> None:
         self._seen[key] = None
@@ -192,22 +214,23 @@ class GraphStore:
 
     def _captured(
         self,
-        inputs: Sequence[Tensor],
+        inputs: Inputs,
         work: Work,
-        rehearsal: AbstractContextManager[None],
+        rehearsal: Callable[[], AbstractContextManager[None]],
         refusal: Callable[[], str | None],
     ) -> _Captured | None:
-        reason = self.backend.refusal(inputs[0].device) or refusal()
+        reason = self.backend.refusal(inputs.device) or refusal()
         if reason is not None:
             self.refuse(reason)
             return None
         try:
             # What is made in inference mode could not be written outside it later.
-            with torch.inference_mode(False), torch.no_grad(), rehearsal:
-                static = tuple(tensor.clone() for tensor in inputs)
+            with torch.inference_mode(False), torch.no_grad(), rehearsal():
+                static = inputs.made()
+                written = inputs.write(static, None)
                 replay, outputs = self.backend.capture(work, static)
         except Exception as error:
             # torch, CUDA and Triton each raise their own when something can't be captured.
             self.refuse(f"{type(error).__name__}: {error}")
             return None
-        return _Captured(static, tuple(outputs), replay)
+        return _Captured(static, tuple(outputs), replay, written)

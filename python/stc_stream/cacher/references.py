@@ -128,6 +128,7 @@ class ReferencePool:
         self._layers: list[LayerReferences | None] = [None] * len(self._shapes)
         self._depth: list[int] = []
         self._room = 0
+        self._allocated = 0
         self._free: list[int] = []
         self._uses = StreamUses()
 
@@ -196,8 +197,10 @@ class ReferencePool:
 
     def allocate(self) -> None:
         """Make the room that `reserve` has asked for in all layers now."""
-        for layer in range(len(self._layers)):
-            self._writable(layer)
+        if self._allocated != self._room:
+            for layer in range(len(self._layers)):
+                self._writable(layer)
+            self._allocated = self._room
 
     def write(self, layer: int, refreshed: Refreshed, entries: Tensor) -> None:
         """Keep what refresh rows left in a layer.
@@ -245,6 +248,7 @@ class ReferencePool:
         self._depth = [self._depth[entry] for entry in used]
         self._free = []
         self._room = len(used)
+        self._allocated = 0
         self._moved()
         return {entry: place for place, entry in enumerate(used) if entry != place}
 

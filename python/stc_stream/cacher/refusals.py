@@ -12,6 +12,7 @@ class Attached:
     """A function that a Cacher puts into a tower: not compiled, not copied, not pickled."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
+        self._run = function
         disable: Callable[..., Callable[..., Any]] = torch.compiler.disable
         self._function = disable(
             function,
@@ -20,7 +21,10 @@ class Attached:
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function(*args, **kwargs)
+        # What keeps a compiler out takes several microseconds, a layer.
+        if torch.compiler.is_compiling():
+            return self._function(*args, **kwargs)
+        return self._run(*args, **kwargs)
 
     def __reduce__(self) -> NoReturn:
         refuse_copies()

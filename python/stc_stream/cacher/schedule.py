@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -31,10 +31,6 @@ class Counts:
     evictions: int = 0
     rejected: int = 0
 
-    def plus(self, **more: int) -> Counts:
-        """Return the counts with some raised."""
-        return replace(self, **{name: getattr(self, name) + by for name, by in more.items()})
-
 
 class RefreshScheduler:
     """Decides what becomes of each frame of a batch, and counts what was decided.
@@ -48,8 +44,8 @@ class RefreshScheduler:
         self._config = config
         self._table = StreamTable(make_pool, config.max_streams, config.max_bytes)
         self._keeps = config.refresh_interval > 1 or config.policy is not None
-        self._counts = Counts()
-        self._batch = Counts()
+        self._counts: Counter[str] = Counter()
+        self._batch: Counter[str] = Counter()
         self._undo: dict[Hashable, tuple[int, int, int] | None] = {}
 
     def __len__(self) -> int:
@@ -64,8 +60,8 @@ class RefreshScheduler:
     @property
     def counts(self) -> Counts:
         """What all batches came to that have run."""
-        counts = replace(self._counts, evictions=self._table.evictions)
-        return counts.plus(rejected=self._table.rejected)
+        known = {"evictions": self._table.evictions, "rejected": self._table.rejected}
+        return Counts(**(self._counts + Counter(known)))
 
     @property
     def bytes(self) -> int:
@@ -93,7 +89,9 @@ class RefreshScheduler:
             A plan for each kind of frame in the batch.
         """
         if frames.watched:
-            frames.look_ahead(self._pairs(names, frames))
+            # Asked of a frame that becomes the reference of one after it.
+            finite = len(set(names)) < len(names)
+            frames.look_ahead(self._pairs(names, frames), finite)
         drafts: dict[FrameKind, PlanDraft] = {}
         for frame, (name, kind) in enumerate(zip(names, frames.kinds, strict=True)):
             draft = drafts.get(kind)
@@ -130,7 +128,7 @@ class RefreshScheduler:
             for place, entry in enumerate(plan.saved.entries):
                 plan.pool.written(entry, depth)
                 plan.saved_streams[place].finite = (late, place)
-        self._counts = self._counts.plus(**vars(self._batch))
+        self._counts.update(self._batch)
         self._end()
         self._table.fit()
 
@@ -155,7 +153,7 @@ class RefreshScheduler:
     def _end(self) -> None:
         """Leave nothing of this batch to the next, which may fail before it is planned."""
         self._undo = {}
-        self._batch = Counts()
+        self._batch.clear()
 
     def _place(self, frame: int, name: Hashable, draft: PlanDraft, frames: BatchFrames) -> None:
         known = self._table.get(name)
@@ -167,7 +165,7 @@ class RefreshScheduler:
         self._reject(stream, frames)
         if stream.holds_reference and stream.pool is not draft.pool:
             self._table.release(stream)
-            self._count(restarts=1)
+            self._count("restarts")
         stream.age += 1
         if self._refreshes(frame, name, stream, frames):
             draft.refresh(frame)
@@ -178,13 +176,13 @@ class RefreshScheduler:
                 stream.frame = frame
             stream.age = 0
             stream.finite = None
-            self._count(refreshes=1)
+            self._count("refreshes")
         elif stream.frame is not None:
             draft.use_batch(frame, stream.frame)
         else:
             draft.use_pool(frame, stream.entry)
         stream.frames += 1
-        self._count(frames=1)
+        self._count("frames")
 
     def _reject(self, stream: Stream, frames: BatchFrames) -> None:
         """Take a stream's reference away if its frame was not finite, as far as that is known.
@@ -195,7 +193,7 @@ class RefreshScheduler:
         in_batch = stream.frame is not None and not frames.finite(stream.frame)
         if in_batch or stream.broken:
             self._table.release(stream)
-            self._count(rejected=int(in_batch))
+            self._count("rejected", int(in_batch))
 
     def _refreshes(self, frame: int, name: Hashable, stream: Stream, frames: BatchFrames) -> bool:
         stream.recent = (stream.recent << 1) & _WINDOW
@@ -214,10 +212,10 @@ class RefreshScheduler:
             return False
         allowed = config.allowed_refreshes
         if allowed is not None and stream.recent.bit_count() >= allowed:
-            self._count(forbidden=1)
+            self._count("forbidden")
             return False
         stream.recent |= 1
-        self._count(changes=int(changed))
+        self._count("changes", int(changed))
         return True
 
     def _scheduled(self, stream: Stream) -> bool:
@@ -261,8 +259,8 @@ class RefreshScheduler:
             before.append(frame)
         return [pair for pair in found if pair[2].shape == pixels[pair[0]].shape]
 
-    def _count(self, **more: int) -> None:
-        self._batch = self._batch.plus(**more)
+    def _count(self, what: str, by: int = 1) -> None:
+        self._batch[what] += by
 
 
 def _pixels(stream: Stream | None, kind: FrameKind) -> Tensor | None:

@@ -14,7 +14,8 @@ def fetched(parts: Sequence[Tensor]) -> list[list[float]]:
     if not parts:
         return []
     device = parts[-1].device
-    numbers: list[float] = torch.cat([part.to(device, torch.float32) for part in parts]).tolist()
+    one = [part.to(device, torch.float32) for part in parts]
+    numbers: list[float] = (one[0] if len(one) == 1 else torch.cat(one)).tolist()
     ends = list(itertools.accumulate(part.shape[0] for part in parts))
     return [numbers[end - part.shape[0] : end] for part, end in zip(parts, ends, strict=True)]
 
@@ -38,11 +39,13 @@ class LateFlags:
 
     def __init__(self, flags: Tensor) -> None:
         self._copied: torch.cuda.Event | None = None
-        self._host = flags
-        if flags.is_cuda:
-            self._host = torch.empty(flags.shape, dtype=torch.bool, pin_memory=True)
-            self._host.copy_(flags, non_blocking=True)
-            self._copied = torch.cuda.current_stream(flags.device).record_event()
+        # Copied in any case: the next replay of a graph may write over them.
+        if not flags.is_cuda:
+            self._host = flags.clone()
+            return
+        self._host = torch.empty(flags.shape, dtype=torch.bool, pin_memory=True)
+        self._host.copy_(flags, non_blocking=True)
+        self._copied = torch.cuda.current_stream(flags.device).record_event()
 
     @property
     def there(self) -> bool:
