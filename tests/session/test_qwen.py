@@ -228,6 +228,7 @@ def test_a_window_that_is_not_full_is_the_full_memory(case, frames):
         torch.testing.assert_close(session.logits(QUESTION), expected, atol=1e-4, rtol=0)
 
 
+@older
 @pytest.mark.parametrize(("sink", "window"), [(0, 13), (3, 20), (30, 12)])
 def test_a_window_equals_one_run_with_a_mask(case, frames, sink, window):
     """A patch sees sinks, and of those before it what fits into the window with it."""
