@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+import transformers
 from session.conftest import QUESTION, only_llava, steps_of_a_quarter
 from session.test_tower import is_plain
 from transformers import DynamicCache, GenerationConfig
@@ -154,6 +155,9 @@ def test_padding_without_a_mask_is_seen_as_without(case, frames):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.skipif(
+    transformers.__version__.startswith("5.0."), reason="it leaves the whole prompt in"
+)
 def test_a_conversation_on_one_cache(case, frames):
     """The next question comes with the same video, or is refused: its prompt is longer."""
     inputs = case.inputs(frames[:4])
