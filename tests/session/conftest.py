@@ -18,7 +18,7 @@ QUESTION = "What is on the table?"
 
 FAMILIES = ("LLaVA-OneVision", "Qwen2-VL", "Qwen2.5-VL", "Qwen3-VL")
 only_llava = pytest.mark.parametrize("family", ["LLaVA-OneVision"])
-"""For what hangs on no family, or on this one's numbers."""
+"""For what depends on no family, or on this one's numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,7 +261,7 @@ def patched(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def make_case(seed: int, family: str = "LLaVA-OneVision", **sizes: Any) -> Case:
-    """Return a model whose logits hang on every frame, and on their order."""
+    """Return a model whose logits depend on every frame, and on their order."""
     # Not above: transformers looks for torchvision once, before the path to it is known.
     from stc_stream.session import untrained
 

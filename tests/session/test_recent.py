@@ -42,7 +42,7 @@ def test_it_answers_as_the_stock_model_on_the_last_frames(case, frames, fed):
 
 @pytest.mark.parametrize("positions", ["kept", "contiguous"])
 def test_it_answers_as_a_new_session_given_the_same_kept_tokens(case, generator, positions):
-    """What Cacher and Pruner keep hangs on all frames; what the LLM reads, on the last ones."""
+    """What Cacher and Pruner keep depends on all frames; what the LLM reads, on the last ones."""
     frames = steps_of_a_quarter(9, generator)
     kept = kept_frames(case, frames, **COMPRESSED)[-4:]
     plain, places = PlainLLM(case), torch.arange(0)

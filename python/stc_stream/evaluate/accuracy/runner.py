@@ -34,7 +34,7 @@ class TaskRunner(Opened):
     """Runs methods on the questions of a task.
 
     Each question is asked behind the frames up to its time, of a session that goes on; of a rule
-    about whole clips, whose choice hangs on later frames, all frames so far are shown anew for
+    about whole clips, whose choice depends on later frames, all frames so far are shown anew for
     each question. Methods run one after the other on a video, so that one memory is held at a time;
     those whose tower runs densely share its frames, and are charged what these took once.
 

@@ -52,8 +52,8 @@ class StreamLayout:
     Attributes:
         positions: "kept" or "contiguous", as the session has it.
         before: tokens of text before the first frame, which are a stream's first block.
-        tokens_per_frame: what the model makes of a frame, before any are dropped; None: that hangs
-            on its size.
+        tokens_per_frame: what the model makes of a frame, before any are dropped; None: that
+            depends on its size.
         numbering: what gives frames their positions.
         frames_per_patch: frames that make a temporal patch.
     """

@@ -87,7 +87,7 @@ class VideoModel(ABC):
 
     @property
     def tokens_per_frame(self) -> int | None:
-        """Tokens of a frame after projector and pooling (T); None: that hangs on its size."""
+        """Tokens of a frame after projector and pooling (T); None: that depends on its size."""
         return None
 
     @property
