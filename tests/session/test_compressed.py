@@ -140,6 +140,18 @@ def test_limits_of_a_generation_config_count_the_callers_prompt(case, frames):
     assert config.max_length == length
 
 
+@pytest.mark.parametrize("other", [None, GenerationConfig(do_sample=False)])
+def test_limits_of_the_models_own_config_count_the_callers_prompt(case, frames, other):
+    inputs = case.inputs(frames[:2])
+    length = inputs["input_ids"].shape[1] + 3
+    config = case.model.generation_config
+    config.max_length, config.eos_token_id, config.pad_token_id = length, 299, 0
+    with compressed(case.model, pruner=PrunerConfig.paper(4)):
+        assert case.model.generate(**inputs, generation_config=other).shape[1] == length
+        assert case.model.generate(**inputs, max_new_tokens=5).shape[1] == length + 2
+    assert case.model.generate(**inputs, generation_config=other).shape[1] == length
+
+
 def test_padding_without_a_mask_is_seen_as_without(case, frames):
     rows = [case.inputs(frames[:2], "Why?"), case.inputs(frames[2:4])]
     pad = case.processor.tokenizer.pad_token_id

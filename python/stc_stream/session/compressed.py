@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from stc_stream.cacher import CacherConfig
 from stc_stream.cacher.part import TowerPart
@@ -114,12 +115,8 @@ class _Generate:
             short = self._shortened(ids, mask, given)
         dropped = ids.shape[1] - short.ids.shape[1]
         generation_config = copy.deepcopy(generation_config)
-        for limit, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-            if kwargs.get(limit) is not None:
-                kwargs[limit] -= dropped
-            # What counts new tokens alone goes first, and the other one may be a default.
-            if getattr(generation_config, limit, None) and not getattr(generation_config, new):
-                setattr(generation_config, limit, getattr(generation_config, limit) - dropped)
+        own = self._model.model.generation_config
+        kwargs |= _limits(kwargs, (generation_config, own), dropped)
         with _called(self._model, short):
             output = self._densely(
                 None,
@@ -261,6 +258,30 @@ def _called(model: VideoModel, prompts: _Shortened) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def _limits(given: Mapping[str, Any], configs: Sequence[Any], dropped: int) -> dict[str, int]:
+    """Return the limits of `generate` that count the prompt, for one that is shorter.
+
+    Args:
+        given: arguments of `generate`.
+        configs: generation configs, the first one that says something holds.
+        dropped: how much shorter.
+    """
+    limits = {}
+    for limit, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        if given.get(limit) is not None:
+            limits[limit] = given[limit] - dropped
+            continue
+        # What counts new tokens alone goes first.
+        if given.get(new) or any(getattr(config, new, None) for config in configs):
+            continue
+        found = [getattr(config, limit, None) for config in configs]
+        total = next((value for value in found if value), None)
+        # Some versions have a default, which counts new tokens.
+        if total is not None and total != getattr(GenerationConfig(), limit):
+            limits[limit] = total - dropped
+    return limits
 
 
 def _mask_of_padding(ids: Tensor, given: Mapping[str, Any], *configs: Any) -> Tensor:
