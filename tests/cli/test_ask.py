@@ -11,6 +11,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, SiglipVisionConfig
 
 import stc_stream.evaluate.answers as answers_module
@@ -309,6 +311,19 @@ def test_pieces_are_printed_as_they_come(
         (("--ask", "What?", "--memory", "recent:n=2"), "--memory recent has frames, but no 'n'"),
         (("--ask", "What?", "--memory", "recent:frames=0"), "--memory recent: frames must be at"),
         (("--ask", "What?", "--memory", "full:tokens=9999"), "--memory full:tokens=9999: tokens"),
+        (
+            ("--ask", "What?", "--memory", "full:tokens=20", "--chunk", "8"),
+            "--memory full:tokens=20: the memory holds 0 of 20 tokens, and 38 more do not fit",
+        ),
+        (
+            ("--ask", "What?", "--memory", "window:window_tokens=3"),
+            "--memory window:window_tokens=3: the window has room for 3 tokens, but 4 come at once",
+        ),
+        (
+            ("--ask", "What?", "--memory", "retrieval:host_bytes=9"),
+            "--memory retrieval:host_bytes=9: host_bytes is 9, but a frame of 4 tokens has 2304",
+        ),
+        (("--ask", "What\udcff"), "--ask must be whole characters, but has '\\udcff' in place 4"),
         (("--ask", "What?", "--chunk", "0"), "'--chunk': 0 is not in the range x>=1"),
         (("--ask", "What?", "--max-new-tokens", "0"), "'--max-new-tokens': 0 is not in the range"),
         (("--ask", "What?", "--pruner", "best"), "--pruner must be one of dual_anchor, gaussian"),
@@ -348,6 +363,30 @@ def test_bad_input_is_one_line_and_code_two(
     assert words in outcome.err
     assert outcome.err.startswith("stc: ")
     assert "tower" not in outcome.out
+
+
+def test_frames_that_the_model_does_not_take(
+    ask: Stc, stc: Stc, tiny_llm: Path, tiny_qwen: Path, tmp_path: Path
+) -> None:
+    """What only a frame can tell is one line as well."""
+    outcome = ask("--ask", "What?", "--model", tiny_qwen, "--tokens-per-frame", 50)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "--tokens-per-frame must be in 1..12" in outcome.err
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (600, 2)).save(pictures / "0.png")
+    outcome = stc("stream", pictures, "--model", tiny_qwen, "--ask", "What?")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "frames must be at most 200 times as long on one side" in outcome.err
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_llm, broken)
+    weights = load_file(broken / "model.safetensors")
+    (bias,) = (name for name in weights if name.endswith("multi_modal_projector.linear_2.bias"))
+    weights[bias].fill_(torch.nan)
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    outcome = ask("--ask", "What?", "--model", broken)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "frames must give finite tokens, but frame 0 of the stream does not" in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -266,10 +266,11 @@ def write_answers_page(asked: Asked, directory: Path) -> Path:
 
 def _comparison(asking: Asking, model: VideoLlm, methods: Sequence[Method]) -> SessionComparison:
     from stc_stream.evaluate.answers import SessionComparison, endless_positions
+    from stc_stream.session.checks import check_text
 
     for _, text in asking.questions:
         try:
-            model.processor.prompt(text, video=True)
+            model.processor.prompt(check_text("question", text), video=True)
         except ValueError as error:
             fail(as_option(str(error).replace("question must", "ask must", 1)))
     try:
@@ -379,16 +380,28 @@ class _Stream:
             runs = self._comparison.feed(images, chunk.times)
         except MemoryFullError:
             self._full = True
-            return
         except ValueError as error:
             # Such as tokens that are not finite, in half precision.
-            fail(f"frame {chunk.frames[0].index}: {error}")
+            words = str(error)
+            asked_for = words.startswith("tokens_per_frame")
+            fail(as_option(words) if asked_for else f"frame {chunk.frames[0].index}: {words}")
+        if not self._chunks:
+            self._check_room()
+        if self._full:
+            return
         indices = tuple(frame.index for frame in chunk.frames)
         self._chunks.append(FedFrames(indices, tuple(chunk.times), runs))
         if self._album is not None:
             for image in images:
                 self._album.add(image)
         self._may_end_answer = True
+
+    def _check_room(self) -> None:
+        """Refuse a memory without room for the first frames: there would be nothing to show."""
+        names = ("dense", f"--memory {self._asking.memory}")
+        for words, name in zip(self._comparison.full, names, strict=True):
+            if words is not None:
+                fail(f"{name}: {words}")
 
     def _ask(self, question: Question) -> None:
         from stc_stream.report.answers.run import AskedQuestion

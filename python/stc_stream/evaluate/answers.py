@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -225,10 +225,14 @@ class SessionComparison(Opened):
         self._count = 0
 
     def warm_up(self, frames: Any, question: str = "?") -> None:
-        """Feed the frames to every method twice, ask once, and begin another stream."""
+        """Feed the frames to every method twice, ask once, and begin another stream.
+
+        A memory without room for them is no error yet.
+        """
         for each in self.sessions:
-            each.feed(frames)
-            each.feed(frames)
+            with suppress(MemoryFullError):
+                each.feed(frames)
+                each.feed(frames)
             each.ask(question, 2)
         self.reset()
 
