@@ -357,6 +357,13 @@ def test_frames_that_the_window_has_no_room_for(case, frames):
         with pytest.raises(MemoryFullError, match="room for 15 tokens, but 16 come at once"):
             session.feed(frames)
         assert session.stats.frames == session.stats.tokens_held == 0
+    # The text before the video is longer than the window, but has room among the sinks.
+    text = len(case.processor.prompt("?", video=True).before)
+    small = StreamingSession(
+        case.model, case.processor, memory=WindowMemory(text, 3), pruner=PrunerConfig.paper(4)
+    )
+    with pytest.raises(MemoryFullError, match="room for 3 tokens, but 4 come at once"):
+        small.feed(frames)
     cache, inputs = (
         WindowMemory(4, 9).open(case.model.config.get_text_config()),
         torch.zeros(20, 64),

@@ -325,7 +325,7 @@ class WindowCache(LayeredCache):
         first = self._windows[0]
         text, longest = blocks[0], max(blocks[1:], default=0)
         if longest > first.window or text > first.sink + first.window:
-            raise too_long(max(text, longest), first.window)
+            raise too_long(longest if longest > first.window else text, first.window)
 
     def make_room(self, blocks: Sequence[int], place: Place) -> tuple[int, Place]:
         """Evict what has no room with the next block; as many go at once as evict nothing."""
