@@ -72,7 +72,7 @@ def test_timestamps(case, times, words):
         with pytest.raises(ValueError, match=words):
             session.feed(zeros(2, 8, 8, 3), timestamps=times)
         assert session.stats.frames == 1
-        session.feed(zeros(2, 8, 8, 3), timestamps=[2.5, 2.5])
+        session.feed(zeros(2, 8, 8, 3), timestamps=(time for time in (2.5, 2.5)))
         session.reset()
         session.feed(zeros(1, 8, 8, 3), timestamps=[0.0])
 
@@ -96,6 +96,8 @@ def test_empty_questions(case, method, question):
             getattr(session, method)(None, *more)
         with pytest.raises(ValueError, match="question must not hold <video>"):
             getattr(session, method)("What is <video>?", *more)
+        with pytest.raises(ValueError, match="whole characters, but has .* in place 4, a half"):
+            getattr(session, method)("What\udc80?", *more)
 
 
 def test_a_streaming_answer_says_at_once_what_is_wrong(case):
@@ -111,16 +113,20 @@ def test_max_new_tokens(case, count, error):
         session.ask(QUESTION, count)
 
 
-@pytest.mark.parametrize("token", [-1, 300, 99999])
+@pytest.mark.parametrize("token", [-1, 300, 99999, None, 5.5, float("nan"), "a"])
 def test_a_choice_that_is_no_token(case, token):
     with StreamingSession(case.model, case.processor) as session:
         before = session.logits(QUESTION)
-        with pytest.raises(ValueError, match=rf"choose must return a token, 0\.\.299, .* {token}"):
+        with pytest.raises(ValueError, match=rf"choose must return a token, 0\.\.299, .*{token}"):
             session.ask(QUESTION, choose=lambda logits: token)
+        with pytest.raises(TypeError, match="choose must be a function .* but is 5"):
+            session.ask(QUESTION, stream=True, choose=5)
         assert torch.equal(session.logits(QUESTION), before)
 
 
-@pytest.mark.parametrize("answers", [[], "yes", ["yes", ""], ["yes", 3]])
+@pytest.mark.parametrize(
+    "answers", [[], "yes", ["yes", ""], ["yes", 3], None, 3, np.array(["yes", ""])]
+)
 def test_answers_to_score(case, answers):
     session = StreamingSession(case.model, case.processor)
     with pytest.raises((ValueError, TypeError), match="answers must"):

@@ -6,7 +6,16 @@ import pytest
 import torch
 from session.conftest import QUESTION, only_llava, patched
 
-from stc_stream import CacherConfig, PrunerConfig, PruningStrategy, StreamingSession
+from stc_stream import (
+    CacherConfig,
+    PrunerConfig,
+    PruningStrategy,
+    RecentMemory,
+    RetrievalMemory,
+    SessionProcessor,
+    StreamingSession,
+    WindowMemory,
+)
 
 EVERYTHING = {
     "cacher": CacherConfig.paper(update_ratio=1.0),
@@ -187,6 +196,23 @@ def test_half_precision(case, frames, dtype):
     expected = case.run(inputs)[-1]
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected.float(), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "memory", [RetrievalMemory(64, blocks=8), WindowMemory(0, 32), RecentMemory(2)]
+)
+@only_llava
+def test_a_template_that_begins_with_the_video(case, frames, memory):
+    """There is no text before the frames, and frames are numbered and forgotten as ever."""
+    question = "{{ messages[0]['content'][-1]['text'] }}:"
+    template = "{% if messages[0]['content'] | length > 1 %}<video>{% endif %}" + question
+    processor = SessionProcessor(case.processor.tokenizer, template, case.processor.pixels)
+    with StreamingSession(case.model, processor, memory=memory) as session:
+        session.feed(frames)
+        session.logits(QUESTION)
+        retrieves = isinstance(memory, RetrievalMemory)
+        assert session.retrieved == ((*range(8),),) * (2 if retrieves else 0)
+        assert session.stats.frames_forgotten == (0 if retrieves else 6)
 
 
 def test_a_rule_of_ones_own_may_keep_nothing_of_a_frame(case, frames):

@@ -398,8 +398,9 @@ class _Stream:
 
     def _check_room(self) -> None:
         """Refuse a memory without room for the first frames: there would be nothing to show."""
-        names = ("dense", f"--memory {self._asking.memory}")
-        for words, name in zip(self._comparison.full, names, strict=True):
+        memory = self._asking.memory
+        own = self._methods[1].name if memory is None else f"--memory {memory}"
+        for words, name in zip(self._comparison.full, ("dense", own), strict=True):
             if words is not None:
                 fail(f"{name}: {words}")
 

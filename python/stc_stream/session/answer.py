@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +23,15 @@ def most_likely(logits: Tensor) -> int:
 
 def chosen(choose: Choose, logits: Tensor) -> int:
     """Return the token that a function of the user's own chooses, which may be a tensor of one."""
-    token = int(choose(logits))
+    found = choose(logits)
+    try:
+        token = operator.index(found)
+    except (TypeError, RuntimeError):
+        token = -1
     if not 0 <= token < len(logits):
-        raise ValueError(f"choose must return a token, 0..{len(logits) - 1}, but returned {token}")
+        raise ValueError(
+            f"choose must return a token, 0..{len(logits) - 1}, but returned {found!r}"
+        )
     return token
 
 

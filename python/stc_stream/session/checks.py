@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -35,15 +35,15 @@ def check_frames(frames: Any) -> Tensor:
 
 
 def check_timestamps(
-    timestamps: Sequence[float] | None, frames: int, last: float | None
-) -> float | None:
-    """Check the frames' times, in seconds; return the last one, or the one before if none is given.
+    timestamps: Iterable[float] | None, frames: int, last: float | None
+) -> list[float] | None:
+    """Return the frames' times, in seconds; None: there are none.
 
     Args:
-        last: the time of the last frame before these.
+        last: the last time that was given before these.
     """
     if timestamps is None:
-        return last
+        return None
     try:
         times = None if isinstance(timestamps, str) else [float(time) for time in timestamps]
     except (TypeError, ValueError):
@@ -57,7 +57,7 @@ def check_timestamps(
             raise ValueError(f"timestamps must be finite, but one is {time}")
         if before is not None and time < before:
             raise ValueError(f"timestamps must not go back, but {time} s follows {before} s")
-    return times[-1]
+    return times
 
 
 def check_text(name: str, text: Any) -> str:
@@ -66,7 +66,22 @@ def check_text(name: str, text: Any) -> str:
         raise TypeError(f"{name} must be a str, but is a {type(text).__name__}")
     if not text.strip():
         raise ValueError(f"{name} must not be empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} must be whole characters, but has {text[error.start]!r} in place "
+            f"{error.start}, a half of one"
+        ) from None
     return text
+
+
+def check_answers(answers: Iterable[str]) -> list[str]:
+    """Return at least one text, each with something in it."""
+    texts = [] if isinstance(answers, str) or not isinstance(answers, Iterable) else [*answers]
+    if not texts:
+        raise ValueError(f"answers must be a list of at least one text, but is {answers!r}")
+    return [check_text("answers", text) for text in texts]
 
 
 def check_count(name: str, value: Any) -> int:

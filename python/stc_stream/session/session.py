@@ -179,6 +179,8 @@ class StreamingSession:
             RuntimeError: the session is closed.
         """
         checks.check_count("max_new_tokens", max_new_tokens)
+        if not callable(choose):
+            raise TypeError(f"choose must be a function from logits to a token, but is {choose!r}")
         with self._lock:
             answer = self._asked(question)
         pieces = self._pieces(answer, max_new_tokens, choose)
@@ -197,9 +199,7 @@ class StreamingSession:
 
         Raises: as `ask`; ValueError for an empty answer, or none.
         """
-        if isinstance(answers, str) or not answers:
-            raise ValueError(f"answers must be a list of at least one text, but is {answers!r}")
-        texts = [checks.check_text("answers", text) for text in answers]
+        texts = checks.check_answers(answers)
         tokenizer = self._settings.processor.tokenizer
         tokens = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         with self._lock:

@@ -65,7 +65,7 @@ class Settings:
         """Write kept tokens into a cache; return the place behind them."""
         left = list(frames)
         # The text before a video is a block as well.
-        before = [self.before] if place == Place() else []
+        before = [self.before] if place == Place() and self.before else []
         while before or left:
             counts = [*map(len, before), *(frame.count for frame in left)]
             together, place = cache.make_room(counts, place)

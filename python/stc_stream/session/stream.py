@@ -86,9 +86,9 @@ class Stream:
             frames: uint8 [F, H, W, 3].
         """
         progress, model = self.progress, self._settings.model
-        last = checks.check_timestamps(timestamps, len(frames), progress.timestamp)
+        given = checks.check_timestamps(timestamps, len(frames), progress.timestamp)
         size = progress.size or self._settings.processor.pixels.size_of(*frames.shape[1:3])
-        times = self._times(timestamps, len(frames))
+        times = given or self._times(len(frames))
         patches = self._settings.patches(size, (*progress.waiting.times, *times))
         tokens = math.prod(model.grid(size))
         self._pruner.check_budget(tokens)
@@ -121,7 +121,7 @@ class Stream:
                 progress.patches + len(patches),
                 progress.tokens_seen + tokens * len(patches),
                 place,
-                last,
+                given[-1] if given else progress.timestamp,
                 times[-1],
                 size,
                 Waiting(waiting, (*progress.waiting.times, *times)[len(patches) * self._a_patch :]),
@@ -186,10 +186,8 @@ class Stream:
     def _a_patch(self) -> int:
         return self._settings.model.frames_per_patch
 
-    def _times(self, timestamps: Sequence[float] | None, count: int) -> list[float]:
-        """Return the frames' times: those given, or at an even pace behind the last one."""
-        if timestamps is not None:
-            return [float(time) for time in timestamps]
+    def _times(self, count: int) -> list[float]:
+        """Return times of frames that have none: at an even pace behind the last one."""
         last = self.progress.time
         first = 0.0 if last is None else last + 1 / FRAMES_A_SECOND
         return [first + number / FRAMES_A_SECOND for number in range(count)]
