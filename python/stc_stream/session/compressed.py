@@ -279,7 +279,8 @@ def _limits(given: Mapping[str, Any], configs: Sequence[Any], dropped: int) -> d
         found = [getattr(config, limit, None) for config in configs]
         total = next((value for value in found if value), None)
         # Some versions have a default, which counts new tokens.
-        if total is not None and total != getattr(GenerationConfig(), limit):
+        plain: Any = GenerationConfig()  # type: ignore[no-untyped-call]
+        if total is not None and total != getattr(plain, limit):
             limits[limit] = total - dropped
     return limits
 
