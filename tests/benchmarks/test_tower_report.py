@@ -154,17 +154,20 @@ def test_wrong_results_are_refused(seed: int) -> None:
             bench.check(tower, ours, batches)
 
 
+WITH_A_CACHER = ("random_tokens", "stc", "stc_cacher", "stc_paper", "stc_released")
+
+
 @pytest.mark.parametrize("name", method_names())
 def test_any_method_is_timed(name: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "compiled", bench.eager)
     torch.manual_seed(seed)
     tower, watch = make("siglip"), Stopwatch()
     method = bench.with_cycle(read_method(name), 3, stagger=True)
-    assert method.refresh_interval == (3 if name in ("stc", "skip", "random_tokens") else 1)
+    assert method.refresh_interval == (3 if name in (*WITH_A_CACHER, "skip") else 1)
     assert getattr(method.tower, "stagger", True)
     bench.compare(watch, tower, method, bench.clip(tower, 3, 2), rounds=2)
     assert watch.extra_info["method"] == name
-    assert (watch.extra_info["cap"] is None) == (name in ("dense", "skip", "merge"))
+    assert (watch.extra_info["cap"] is None) == (name not in WITH_A_CACHER)
 
 
 def test_an_unknown_method_is_refused() -> None:
