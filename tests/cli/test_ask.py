@@ -319,6 +319,10 @@ def test_pieces_are_printed_as_they_come(
             ("--ask", "What?", "--memory", "window:window_tokens=3"),
             "--memory window:window_tokens=3: the window has room for 3 tokens, but 4 come at once",
         ),
+        (
+            ("--ask", "What?", "--memory", "retrieval:host_bytes=9"),
+            "--memory retrieval:host_bytes=9: host_bytes is 9, but a frame of 4 tokens has 2304",
+        ),
         (("--ask", "What\udcff"), "--ask must be whole characters, but has '\\udcff' in place 4"),
         (("--ask", "What?", "--chunk", "0"), "'--chunk': 0 is not in the range x>=1"),
         (("--ask", "What?", "--max-new-tokens", "0"), "'--max-new-tokens': 0 is not in the range"),

@@ -17,11 +17,12 @@ class Retrieval:
     ReKV, with the deviations that `RetrievalMemory` names.
 
     Attributes:
-        window_tokens, blocks: as in `RetrievalMemory`.
+        window_tokens, blocks, host_bytes: as in `RetrievalMemory`.
     """
 
     window_tokens: int = 15000
     blocks: int = 64
+    host_bytes: int | None = None
 
     def __post_init__(self) -> None:
         # Its error, before anything is run.
@@ -32,7 +33,7 @@ class Retrieval:
         """What is remembered."""
         from stc_stream.session.memory import RetrievalMemory
 
-        return RetrievalMemory(self.window_tokens, self.blocks)
+        return RetrievalMemory(self.window_tokens, self.blocks, self.host_bytes)
 
 
 METHOD = Retrieval
