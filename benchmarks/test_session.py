@@ -154,7 +154,7 @@ class Written:
 
 @pytest.mark.parametrize("frames", [1, 16])
 def test_fork(benchmark, llm, frames):
-    """A fork for an answer: what it costs hangs on the layers, not on what they hold."""
+    """A fork for an answer: what it costs depends on the layers, not on what they hold."""
     model, processor = llm
     with StreamingSession(model, processor, pruner=PrunerConfig.paper(KEPT)) as session:
         session.feed(clip(frames))

@@ -67,7 +67,7 @@ def make_clip(seed: int) -> MakeClip:
 def clear_case(make_tower, make_clip, seed):
     """Return a maker of a tower, a clip, and what they give frame by frame.
 
-    Drawn anew until every choice is clear, so that none hangs on how float32 rounds.
+    Drawn anew until every choice is clear, so that none depends on how float32 rounds.
     """
 
     def make(config: CacherConfig, streams: Sequence[Hashable], clip: Callable = make_clip):

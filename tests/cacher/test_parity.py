@@ -99,7 +99,7 @@ def stated(
 ) -> tuple[SiglipVisionModel, Tensor, list[Tensor], Tensor]:
     """Return a tower, a clip, and the statement's hidden states and pooled outputs of it.
 
-    Drawn anew until every choice is clear, so that none hangs on how float32 rounds.
+    Drawn anew until every choice is clear, so that none depends on how float32 rounds.
     """
     for draw in itertools.count(seed):
         tower, clip = make_tower(seed=draw), make_clip(len(streams), seed=draw)

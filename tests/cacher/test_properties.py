@@ -94,7 +94,7 @@ def test_batches_are_their_frames(scene, steps, config, graphs):
         torch.cat(ours), torch.cat(expected), rtol=1e-5, atol=1e-5, equal_nan=True
     )
     if config.threshold is None:
-        # How many places were ever needed at once, and are held, hangs on the batches.
+        # How many places were ever needed at once, and are held, depends on the batches.
         assert replace(ours_stats, bytes=0) == replace(stats, bytes=0)
 
 

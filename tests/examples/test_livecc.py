@@ -15,7 +15,7 @@ from stc_stream import CacherConfig, attach_cacher
 
 @pytest.fixture
 def livecc(seed):
-    """Return a small Qwen2-VL whose logits hang on every frame, and its processor."""
+    """Return a small Qwen2-VL whose logits depend on every frame, and its processor."""
     from stc_stream.session.untrained import build_qwen2_vl
 
     model, processor = build_qwen2_vl(seed=seed)

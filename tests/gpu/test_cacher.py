@@ -66,7 +66,7 @@ def test_as_on_the_cpu(tower, clip, size, settings):
     expected, stats, _ = run(tower, config, clip, size)
     ours, ours_stats, _ = run(tower.cuda(), config, clip.cuda(), size)
     assert (ours_stats.frames, ours_stats.refreshes) == (stats.frames, stats.refreshes)
-    # A choice that hangs on rounding may differ: few tokens do.
+    # A choice that depends on rounding may differ: few tokens do.
     close = torch.isclose(ours.cpu(), expected, rtol=1e-3, atol=1e-3).all(dim=-1)
     assert close.float().mean() > 0.9
 

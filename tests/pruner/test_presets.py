@@ -95,7 +95,7 @@ def stated(
 ) -> tuple[list[Tensor], list[list[list[int]]]]:
     """Return calls of the given frame counts, and the rows that the statement keeps of each.
 
-    Drawn anew until every choice is clear, so that none hangs on how float32 rounds.
+    Drawn anew until every choice is clear, so that none depends on how float32 rounds.
     """
     for draw in itertools.count(seed):
         generator = torch.Generator().manual_seed(draw)

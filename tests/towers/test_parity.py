@@ -21,7 +21,7 @@ CLEAR = 1e-5
 def stated(family: Family, config: CacherConfig, streams: list[str], seed: int):
     """Return a tower, frames, and what the statement gives for them.
 
-    Drawn anew until every choice is clear, so that none hangs on how float32 rounds.
+    Drawn anew until every choice is clear, so that none depends on how float32 rounds.
     """
     for draw in count(seed):
         tower, frames = family.tower(draw), family.frames(streams, draw)

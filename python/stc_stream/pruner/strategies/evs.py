@@ -20,7 +20,7 @@ class Evs(PruningStrategy):
     Efficient Video Sampling (arXiv 2510.14624) as vLLM ships it (`vllm/multimodal/evs.py`): of all
     tokens of a clip, those of lowest cosine with the same place in the frame before; the first
     frame counts as unlike anything and is kept whole. Frames keep different numbers, down to none:
-    what is kept of a frame hangs on later ones. Deviations: a clip is a call, so that a stream in
+    what is kept of a frame depends on later ones. Deviations: a clip is a call, so that a stream in
     several calls shares its tokens out in each; `budget` tokens a frame, where vLLM rounds the
     total down; a token whose cosine is not a number is kept last.
     """

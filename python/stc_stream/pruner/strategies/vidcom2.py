@@ -28,7 +28,7 @@ class VidCom2(PruningStrategy):
     video's mean and to their frame's, added. A frame keeps the share r · (1 + p − mean p) of its
     tokens, at most all and at least one, with p the softmax over frames of the negative mean
     likeness to the video, at temperature 0.01: frames that stand out keep more. The video is a
-    call, and nothing is remembered: what is kept of a frame hangs on later ones.
+    call, and nothing is remembered: what is kept of a frame depends on later ones.
 
     Deviations from the published code: `r` is `budget` over the tokens of a frame; at r = 1 all are
     kept, where the code drops some of frames that don't stand out; a token whose likeness is not a
