@@ -21,9 +21,9 @@ class PruningStrategy(ABC):
     remembers of a stream is the `past` that it returns and gets back at the stream's next call.
 
     Attributes:
-        whole_calls: whether the rule is about whole clips, so that what is kept of a frame depends on
-            the frames that come with it, later ones too. A session gives it all frames of a feed
-            at once; others are given frame by frame.
+        whole_calls: whether the rule is about whole clips, so that what is kept of a frame depends
+            on the frames that come with it, later ones too. A session gives it all frames of a
+            feed at once; others are given frame by frame.
     """
 
     whole_calls: ClassVar[bool] = False
