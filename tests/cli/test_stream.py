@@ -14,6 +14,7 @@ import sys
 from collections import namedtuple
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -26,14 +27,18 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, 
 
 import stc_kernels
 from stc_stream.cacher import CacherConfig, attach_cacher
+from stc_stream.evaluate.frames import FrameComparison
 from stc_stream.evaluate.method import Method
 from stc_stream.evaluate.methods import method_names, read_method
+from stc_stream.evaluate.small_model import load_small_tower
 from stc_stream.evaluate.stream import StreamComparison
 from stc_stream.evaluate.summary import summarise
 from stc_stream.pruner import PrunerConfig, TokenPruner
 from stc_stream.report.document import stream_schema
 from stc_stream.report.target import write_whole
+from stc_stream.towers import load
 from stc_stream.towers.load import load_tower
+from stc_stream.towers.sizes import MODEL_SIZES
 from stc_stream.video import open_video
 
 from .conftest import TINY, Outcome
@@ -103,6 +108,37 @@ def test_json_is_as_its_schema_says(
     # The schema is closed: a field that it does not know is an error.
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**numbers, "more": 1}, stream_schema())
+
+
+def test_closeness_under_random_weights_is_a_trained_towers(
+    stc: Stc, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = MODEL_SIZES["siglip-base"]
+    small = replace(base, image_size=64, width=32, mlp=64, heads=2, layers=2)
+    monkeypatch.setattr(load, "MODEL_SIZES", {"siglip-base": small})
+    document = tmp_path / "numbers.json"
+    outcome = stc("stream", video, "--json", document, "--report", tmp_path)
+    assert "Cosines are of the small trained tower" in " ".join(outcome.out.split())
+    numbers = json.loads(document.read_text())
+    jsonschema.validate(numbers, stream_schema())
+    assert (numbers["model"]["tokens"], numbers["closeness_model"]["tokens"]) == (16, 144)
+    assert (numbers["model"]["pretrained"], numbers["closeness_model"]["pretrained"]) == (
+        False,
+        True,
+    )
+    trained = load_small_tower(device="cpu")
+    with FrameComparison(trained, [Method("stc", CacherConfig())], layers=True) as comparison:
+        with open_video(str(video)) as frames, torch.inference_mode():
+            runs = [comparison.step(trained.batch([frame.image])).runs[0] for frame in frames]
+        (fidelity,) = comparison.fidelity
+    for frame, run in zip(numbers["frames"], runs, strict=True):
+        assert frame["cosine"] == pytest.approx(float(run.cosine.mean()), abs=1e-6)
+        assert frame["cosine_min"] == pytest.approx(float(run.cosine.min()), abs=1e-6)
+    assert len(numbers["fidelity"]["layers"]) == trained.layers
+    assert numbers["fidelity"]["features"] == pytest.approx(fidelity.features, abs=1e-6)
+    assert "Closeness to dense is that of the small trained tower" in (
+        tmp_path / "index.html"
+    ).read_text(encoding="utf-8")
 
 
 def test_a_method_is_named_with_its_settings(

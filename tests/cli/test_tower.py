@@ -19,6 +19,7 @@ from transformers import (
 )
 
 import stc_stream.towers.load as tower_module
+from stc_stream.session.untrained import build_llava_onevision
 from stc_stream.towers.load import ModelError, load_tower
 
 from .conftest import TINY
@@ -67,6 +68,16 @@ def test_of_a_whole_siglip_the_vision_half_is_taken(tmp_path: Path) -> None:
     expected = model.vision_model(pixel_values=pixels).last_hidden_state
     assert torch.equal(tower.module(pixels).last_hidden_state, expected)
     assert (tower.mean, tower.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def test_of_a_llava_onevision_the_tower_is_taken(tmp_path: Path) -> None:
+    model, _ = build_llava_onevision()
+    model.save_pretrained(tmp_path)
+    tower = load_tower(str(tmp_path), device="cpu")
+    pixels = torch.randn(1, 3, tower.image_size, tower.image_size)
+    expected = model.model.vision_tower(pixels).last_hidden_state
+    assert torch.equal(tower.module(pixels).last_hidden_state, expected)
+    assert tower.pretrained
 
 
 def test_input_is_what_siglips_own_preprocessing_makes(tiny_model: Path) -> None:

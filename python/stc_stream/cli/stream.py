@@ -58,8 +58,8 @@ if TYPE_CHECKING:
 @click.command(context_settings=CONTEXT, short_help="Stream a video and show what STC saves.")
 @click.argument("video", type=as_name, required=False)
 @model_option(
-    "A SigLIP or CLIP model: a folder, or a name on the Hugging Face hub.  [default: the geometry "
-    "of SigLIP-base-patch16-384 with random weights; nothing is downloaded]"
+    "A SigLIP or CLIP model or a LLaVA-OneVision: a folder, or a name on the Hugging Face hub.  "
+    "[default: the geometry of SigLIP-base-patch16-384 with random weights; nothing is downloaded]"
 )
 @method_option(
     words="What is held against dense: stc (the default, with the options below), skip, merge, "
@@ -255,13 +255,15 @@ def _method(
 def _comparison(
     model: str | None, device: str, dtype: str, method: Method, tokens_per_frame: int | None
 ) -> StreamComparison:
+    from stc_stream.evaluate.small_model import load_small_tower
     from stc_stream.evaluate.stream import StreamComparison
     from stc_stream.towers.load import ModelError, load_tower
 
     try:
         tower = load_tower(model, device=device, dtype=dtype)
         _check_tokens(tower, tokens_per_frame)
-        return StreamComparison(tower, method)
+        closeness = None if tower.pretrained else load_small_tower(device, dtype)
+        return StreamComparison(tower, method, closeness)
     except (ModelError, TypeError) as error:
         fail(str(error))
     except ValueError as error:
@@ -314,6 +316,7 @@ def _run(
         complete=complete,
         fps=fps,
         fidelity=comparison.fidelity,
+        closeness=comparison.closeness,
     )
 
 
@@ -321,9 +324,11 @@ def _show(run: StreamRun, console: Console) -> None:
     from stc_stream.report.table import summary_table, verdict
 
     print_table(console, summary_table(run))
-    if not run.tower.pretrained:
+    if run.closeness is not None:
         console.print(
-            "The weights are random: latency is a trained tower's, the cosine is not.", style="dim"
+            f"The weights are random: latency is a trained tower's of this size. Cosines are of "
+            f"{run.closeness.name}, on the same frames.",
+            style="dim",
         )
     console.print(verdict(run), style="bold", highlight=False, soft_wrap=True)
     if run.moving_camera is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 
 import numpy as np
@@ -35,14 +36,22 @@ class StreamComparison:
     Args:
         tower: from `load_tower`; it stays as it is, the method runs on a copy with its weights.
         method: None is STC with its defaults.
+        closeness: another tower, on which closeness is taken: a trained one, where the weights of
+            `tower` are random; it isn't timed. None: closeness is taken on `tower`.
 
     Raises:
         ValueError: the Pruner is to keep more tokens than a frame has.
         TypeError: a tower that the method can't run.
     """
 
-    def __init__(self, tower: VisionModel, method: Method | None = None) -> None:
+    def __init__(
+        self,
+        tower: VisionModel,
+        method: Method | None = None,
+        closeness: VisionModel | None = None,
+    ) -> None:
         self.tower = tower
+        self.closeness = closeness
         self.method = read_method("stc") if method is None else method
         pruner = self.method.pruner
         wanted = None if pruner is None else pruner.tokens_per_frame
@@ -51,7 +60,14 @@ class StreamComparison:
                 f"tokens_per_frame must be at most {tower.tokens}, the tokens of a frame of "
                 f"{tower.name}, but is {wanted}"
             )
-        self._frames = FrameComparison(tower, [self.method], layers=True)
+        with ExitStack() as stack:
+            on_tower = FrameComparison(tower, [self.method], layers=closeness is None)
+            self._frames = stack.enter_context(on_tower)
+            self._close_frames = self._frames
+            if closeness is not None:
+                on_other = FrameComparison(closeness, [self.method], layers=True)
+                self._close_frames = stack.enter_context(on_other)
+            self._open = stack.pop_all()
         self._clock = WallClock(tower.device)
         self._pruner = None if pruner is None else TokenPruner(pruner)
         self._cuts = _SceneCuts()
@@ -70,13 +86,13 @@ class StreamComparison:
         self.close()
 
     def close(self) -> None:
-        """Let go of the method's tower."""
-        self._frames.close()
+        """Let go of the method's towers."""
+        self._open.close()
 
     @property
     def fidelity(self) -> Fidelity | None:
         """How close the frames so far stayed to dense; None: there were none."""
-        return self._frames.fidelity[0]
+        return self._close_frames.fidelity[0]
 
     @torch.inference_mode()
     def step(self, frame: Frame) -> FrameResult:
@@ -87,6 +103,9 @@ class StreamComparison:
             self._warm_up(inputs)
         compared = self._frames.step(inputs)
         (run,) = compared.runs
+        cosine = run.cosine
+        if self.closeness is not None:
+            cosine = self._close_frames.step(self.closeness.batch([frame.image])).runs[0].cosine
         (kept, pruner_seconds) = timed(lambda: self._keep(run.features), self._clock)
         difference = self._difference(square)
         motion = None if difference is None else float(difference.mean())
@@ -105,8 +124,8 @@ class StreamComparison:
             tokens_recomputed=float(recomputed.sum()),
             tokens_kept=len(kept),
             similarity=None if similarity is None else _finite(float(similarity.mean())),
-            cosine=_finite(run.cosine.mean().item()),
-            cosine_min=_finite(run.cosine.min().item()),
+            cosine=_finite(cosine.mean().item()),
+            cosine_min=_finite(cosine.min().item()),
         )
         grid = self.tower.grid
         outlined = np.zeros(self.tower.tokens, np.bool_)

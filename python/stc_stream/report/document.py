@@ -36,15 +36,8 @@ def stream_document(run: StreamRun) -> dict[str, Any]:
         "complete": run.complete,
         "warnings": list(run.warnings),
         "source": {"name": run.source, "fps": run.fps},
-        "model": {
-            "name": tower.name,
-            "pretrained": tower.pretrained,
-            "image_size": tower.image_size,
-            "patch": tower.patch,
-            "tokens": tower.tokens,
-            "width": tower.width,
-            "layers": tower.layers,
-        },
+        "model": _model(tower),
+        "closeness_model": _model(run.closeness or tower),
         "config": method_settings(run.method),
         "machine": machine(tower),
         "versions": dict(versions()),
@@ -62,6 +55,18 @@ def method_settings(method: Method) -> dict[str, Any]:
         "method": method.name,
         "cacher": None if cacher is None else asdict(cacher),
         "pruner": None if method.pruner is None else _settings(method.pruner),
+    }
+
+
+def _model(tower: VisionModel) -> dict[str, Any]:
+    return {
+        "name": tower.name,
+        "pretrained": tower.pretrained,
+        "image_size": tower.image_size,
+        "patch": tower.patch,
+        "tokens": tower.tokens,
+        "width": tower.width,
+        "layers": tower.layers,
     }
 
 

@@ -28,6 +28,7 @@ class StreamRun:
         complete: False when it was interrupted.
         fps: the sampling asked for, frames a second.
         fidelity: how close layers stayed to dense, by frames since the refresh.
+        closeness: the tower on which closeness to dense was taken; None: `tower`.
     """
 
     source: str
@@ -38,6 +39,7 @@ class StreamRun:
     complete: bool = True
     fps: float | None = None
     fidelity: Fidelity | None = None
+    closeness: VisionModel | None = None
 
     @cached_property
     def summary(self) -> Summary:

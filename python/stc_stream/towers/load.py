@@ -16,7 +16,11 @@ import transformers
 from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, SiglipVisionModel
+from transformers import (
+    CLIPVisionModel,
+    LlavaOnevisionForConditionalGeneration,
+    SiglipVisionModel,
+)
 
 from stc_stream.towers import read_tower
 from stc_stream.towers.sizes import MODEL_SIZES, SEED, Packing
@@ -26,6 +30,7 @@ VISION_TYPES: dict[str, Any] = {
     "siglip_vision_model": SiglipVisionModel,
     "clip": CLIPVisionModel,
     "clip_vision_model": CLIPVisionModel,
+    "llava_onevision": LlavaOnevisionForConditionalGeneration,
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HUB_SECONDS = 5.0
@@ -163,12 +168,12 @@ def build_tower(
 def load_tower(
     name: str | None = None, *, device: str = "auto", dtype: str = "auto"
 ) -> VisionModel:
-    """Load the vision tower of a SigLIP or CLIP model, or build one with random weights.
+    """Load the vision tower of a model, or build one with random weights.
 
     Args:
-        name: a folder that holds such a model (with or without its text half), or its name on
-            the Hugging Face hub; None builds SigLIP-base-patch16-384 with random weights of a
-            fixed seed, and downloads nothing.
+        name: a folder that holds a SigLIP or CLIP model (with or without its text half) or a
+            LLaVA-OneVision, or its name on the Hugging Face hub; None builds
+            SigLIP-base-patch16-384 with random weights of a fixed seed, and downloads nothing.
         device: "cpu", "cuda", "cuda:1" …; "auto" is a GPU where there is one.
         dtype: "float32", "bfloat16" or "float16"; "auto" is float32 on a CPU, bfloat16 on a GPU.
 
@@ -243,8 +248,8 @@ def _pretrained_tower(name: str, device: torch.device, dtype: torch.dtype) -> Vi
         what = f"a {model_type} model" if model_type else "no model with a model_type"
         text = ", which has no vision tower" if "text" in model_type else ""
         raise ModelError(
-            f"{name!r} is {what}{text}: give a SigLIP or CLIP model (model_type "
-            f"{', '.join(VISION_TYPES)}), such as {EXAMPLE}"
+            f"{name!r} is {what}{text}: give a SigLIP or CLIP model, or a LLaVA-OneVision "
+            f"(model_type {', '.join(VISION_TYPES)}), such as {EXAMPLE}"
         )
     try:
         loaded: Any = VISION_TYPES[model_type].from_pretrained(
@@ -263,6 +268,8 @@ def _pretrained_tower(name: str, device: torch.device, dtype: torch.dtype) -> Vi
     module, loading = loaded
     # A weight of another shape comes as its name and both shapes.
     bad = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
+    if isinstance(module, LlavaOnevisionForConditionalGeneration):
+        module, bad = module.model.vision_tower, [key for key in bad if "vision_tower" in key]
     if bad:
         raise ModelError(
             f"{name!r} lacks {len(bad)} of the vision tower's weights ({min(bad)}, …): "

@@ -1,0 +1,41 @@
+"""The small video LLM that ships with the package."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlavaOnevisionForConditionalGeneration
+
+from stc_stream import SessionProcessor, StreamingSession
+from stc_stream.evaluate.scenes import make_clip
+from stc_stream.evaluate.small_model import load_small_tower, model_folder
+
+
+@pytest.mark.parametrize("name", ["dense", "gaps"])
+def test_a_session_takes_it(name):
+    model = LlavaOnevisionForConditionalGeneration.from_pretrained(
+        model_folder(name), dtype=torch.float32
+    )
+    processor = SessionProcessor.from_pretrained(str(model_folder(name)))
+    tower = load_small_tower(device="cpu")
+    for ours, theirs in zip(
+        tower.module.parameters(), model.model.vision_tower.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    pytest.importorskip("skimage", reason="photographs come with scikit-image")
+    right = asked = 0
+    for number in range(10):
+        clip = make_clip("validation", number)
+        with StreamingSession(model, processor) as session:
+            for frame, picture in enumerate(clip.frames):
+                session.feed(picture[None])
+                for question in (each for each in clip.questions if each.frame == frame):
+                    right += session.ask(question.text, 1) == question.answer
+                    asked += 1
+    # Chance is a third at best; the card's figure is of many more questions.
+    assert right / asked > 0.7
+
+
+def test_there_are_two():
+    with pytest.raises(ValueError, match="^name must be 'dense' or 'gaps', but is 'other'"):
+        model_folder("other")
