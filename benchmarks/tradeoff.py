@@ -2,15 +2,18 @@
 
     python -m benchmarks.tradeoff --save benchmarks/results/NAME-tradeoff
     python -m benchmarks.tradeoff --retime benchmarks/results/NAME-tradeoff.json  # latency again
+    python -m benchmarks.tradeoff --small --latency benchmarks/results/NAME-tradeoff.json \\
+        --save benchmarks/results/NAME-tradeoff-trained
     python -m benchmarks.tradeoff --draw benchmarks/results/NAME-tradeoff.json \\
         --figures docs/figures
 
-Runs the sample clip through a tower dense, with a Cacher over N and r, with whole frames skipped
-(the last computed output again), with tokens merged within the frame, and by each `--method` of
-`stc_stream.evaluate.methods`. Then times a few frames each way, in turns in one process: a refresh
-and a selective frame as a ratio to dense, medians of the frames' own ratios. Writes NAME.json,
-NAME.md and, beside them or to `--figures`, the figures of docs/tradeoff.md. Closeness is the same
-on a busy machine; for latency, `--retime` on an idle one.
+Runs the sample clip, or a video, through a tower dense, with a Cacher over N and r, with whole
+frames skipped (the last computed output again), with tokens merged within the frame, and by each
+`--method` of `stc_stream.evaluate.methods`. Then times a few frames each way, in turns in one
+process: a refresh and a selective frame as a ratio to dense, medians of the frames' own ratios; or
+takes these ratios from another run, of a tower whose size is a real one. Writes NAME.json, NAME.md
+and, beside them or to `--figures`, the figures of docs/tradeoff.md. Closeness is the same on a busy
+machine; for latency, `--retime` on an idle one.
 """
 
 from __future__ import annotations
@@ -26,17 +29,20 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.tradeoff_page import draw, markdown
+from benchmarks.tradeoff_page import draw, label, markdown
 from stc_stream.cacher.part import BatchRecord
 from stc_stream.evaluate.clip import run_clip
-from stc_stream.evaluate.frames import ComparedFrame
+from stc_stream.evaluate.fidelity import Fidelity
+from stc_stream.evaluate.frames import ComparedFrame, FrameComparison
 from stc_stream.evaluate.method import Method
 from stc_stream.evaluate.methods import method_names, read_method
+from stc_stream.evaluate.small_model import load_small_tower
 from stc_stream.evaluate.timing import Timing
 from stc_stream.report.document import machine
 from stc_stream.report.versions import versions
 from stc_stream.towers.load import ModelError, VisionModel, build_tower, load_tower
 from stc_stream.towers.sizes import MODEL_SIZES
+from stc_stream.video import VideoError, open_video
 from stc_stream.video.sample import Clip, sample_clip
 
 INTERVALS = (2, 4, 8)
@@ -97,12 +103,14 @@ class Tradeoff:
         rows: every way.
         same_choice: for each layer, the share of the chosen patches that 8-bit reference keys
             choose as well, mean over selective frames.
+        fidelity: closeness by layer and by frames since the refresh, of the longest N at r=0.25.
     """
 
     about: dict[str, Any]
     dense_ms: float
     rows: tuple[Row, ...]
     same_choice: tuple[float, ...] = ()
+    fidelity: Fidelity | None = None
 
     def of(self, kind: str) -> list[Row]:
         """Return the rows of a kind."""
@@ -119,7 +127,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tradeoff", description=__doc__)
     parser.add_argument("--tower", default="siglip-base", choices=MODEL_SIZES)
     parser.add_argument("--model", help="a SigLIP or CLIP model with its weights, instead")
+    parser.add_argument(
+        "--small", action="store_true", help="the small trained tower that ships with the package"
+    )
     parser.add_argument("--layers", type=int, help="only the first N, of --tower")
+    parser.add_argument("--video", metavar="FILE", help="instead of the sample clip")
+    parser.add_argument("--fps", type=float, help="at most N frames a second, of --video")
     parser.add_argument("--frames", type=int, help="only the clip's first N")
     parser.add_argument(
         "--method",
@@ -132,6 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--save", type=Path, metavar="PREFIX", help="write PREFIX.json, PREFIX.md")
     parser.add_argument("--retime", type=Path, metavar="FILE.json", help="only time it again")
+    parser.add_argument(
+        "--latency", type=Path, metavar="FILE.json", help="take latencies from there: time nothing"
+    )
     parser.add_argument("--draw", type=Path, metavar="FILE.json", help="only draw what was kept")
     parser.add_argument(
         "--figures", type=Path, metavar="DIR", help="draw them there, not beside the JSON"
@@ -143,7 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kept = None if options.retime is None else load(options.retime)
     where = {"device": options.device, "dtype": options.dtype}
     try:
-        if options.model is not None:
+        if options.small:
+            tower = load_small_tower(**where)
+        elif options.model is not None:
             tower = load_tower(options.model, **where)
         else:
             layers = options.layers if kept is None else kept.about["layers"]
@@ -156,9 +174,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tradeoff: {what}: choose --tower or --model", file=sys.stderr)
         return 2
     try:
-        found = kept or measure(tower, options.frames, options.method, _tell)
-        found = with_latency(found, tower)
-    except (TypeError, ValueError) as error:
+        clip = _clip(options.video, options.fps, options.frames)
+        found = kept or measure(tower, clip, options.method, _tell)
+        if options.latency is None:
+            found = with_latency(found, tower)
+        else:
+            found = with_latency_of(found, load(options.latency), tower)
+    except (TypeError, ValueError, VideoError) as error:
         print(f"tradeoff: {error}", file=sys.stderr)
         return 2
     print(markdown(found))
@@ -171,15 +193,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(
     tower: VisionModel,
-    frames: int | None = None,
+    clip: Clip,
     methods: Sequence[str] = (),
     tell: Callable[[str], object] = str,
 ) -> Tradeoff:
-    """Run the clip every way, and see how close each stays to dense.
+    """Run a clip every way, and see how close each stays to dense.
 
     Args:
         tower: whose frames are not packed.
-        frames: only the first of them; None: all.
+        clip: at least one frame.
         methods: more of them, as `read_method` takes them.
         tell: told how it gets on.
 
@@ -187,7 +209,6 @@ def measure(
         TypeError: a tower that a method can't run.
         ValueError: there is no such method.
     """
-    clip = sample_clip(frames)
     ways = _ways()
     ways += [Way("method", {"method": text}) for text in methods]
     full, int8 = ways.index(Way("stc", _MIDDLE)), ways.index(Way("int8", _MIDDLE))
@@ -219,6 +240,7 @@ def measure(
         dense_ms=0.0,
         rows=tuple(sorted(rows, key=lambda row: _ORDER.index(row.kind))),
         same_choice=tuple(statistics.mean(layer) for layer in zip(*same, strict=True)),
+        fidelity=_by_layer(tower, clip),
     )
 
 
@@ -249,6 +271,34 @@ def with_latency(found: Tradeoff, tower: VisionModel, frames: int = 9) -> Tradeo
     return replace(found, about=about, dense_ms=dense_ms, rows=tuple(rows))
 
 
+def with_latency_of(found: Tradeoff, timed: Tradeoff, tower: VisionModel) -> Tradeoff:
+    """Return a trade-off with the latencies of another tower's.
+
+    Args:
+        found: from `measure`.
+        timed: from `with_latency`, of a tower whose size is a real one.
+        tower: of `found`.
+
+    Raises:
+        ValueError: `timed` lacks one of the ways.
+    """
+    ratios = {Way(row.kind, row.settings).key: (row.whole, row.selective) for row in timed.rows}
+    rows = []
+    for row in found.rows:
+        key = Way(row.kind, row.settings).key
+        if key not in ratios:
+            raise ValueError(f"{timed.about['tower']} was not timed with {label(row)}")
+        whole, selective = ratios[key]
+        rows.append(replace(row, whole=whole, selective=selective))
+    about = {
+        **found.about,
+        "machine": timed.about["machine"],
+        "versions": timed.about["versions"],
+        "timed": f"{timed.about['layers']} layers of {timed.about['tower']}",
+    }
+    return replace(found, about=about, dense_ms=timed.dense_ms, rows=tuple(rows))
+
+
 def save(found: Tradeoff, prefix: Path) -> None:
     """Write what was measured as JSON and as a page."""
     content = asdict(found)
@@ -266,7 +316,12 @@ def load(path: Path) -> Tradeoff:
     content = json.loads(path.read_text(encoding="utf-8"))
     rows = tuple(Row(**{**row, "cosines": tuple(row["cosines"])}) for row in content.pop("rows"))
     same = tuple(content.pop("same_choice"))
-    return Tradeoff(rows=rows, same_choice=same, **content)
+    fidelity = content.pop("fidelity", None)
+    if fidelity is not None:
+        layers = tuple(map(tuple, fidelity.pop("layers")))
+        rest = {name: tuple(values) for name, values in fidelity.items()}
+        fidelity = Fidelity(layers=layers, **rest)
+    return Tradeoff(rows=rows, same_choice=same, fidelity=fidelity, **content)
 
 
 @dataclass(frozen=True)
@@ -328,6 +383,21 @@ def _ways() -> list[Way]:
         settings = {"refresh_interval": 8, "update_ratio": 0.25, "refresh_on_change": change}
         ways.append(Way("change", settings))
     return ways
+
+
+def _clip(video: str | None, fps: float | None, frames: int | None) -> Clip:
+    if video is None:
+        return sample_clip(frames)
+    with open_video(video, fps=fps, frames=frames) as opened:
+        return Clip(opened.name, tuple(frame.image for frame in opened))
+
+
+def _by_layer(tower: VisionModel, clip: Clip) -> Fidelity | None:
+    interval = {"refresh_interval": max(INTERVALS), "update_ratio": 0.25}
+    with FrameComparison(tower, [Way("stc", interval).method()], layers=True) as comparison:
+        for inputs in _inputs(tower, clip):
+            comparison.step(inputs)
+        return comparison.fidelity[0]
 
 
 def _inputs(tower: VisionModel, clip: Clip) -> Iterator[dict[str, Tensor]]:

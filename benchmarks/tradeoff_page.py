@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from benchmarks.tradeoff import Row, Tradeoff
+    from stc_stream.evaluate.fidelity import Fidelity
 
 
 def markdown(found: Tradeoff) -> str:
@@ -18,7 +19,8 @@ def markdown(found: Tradeoff) -> str:
         f"# {about['tower']}, {about['weights']}: closeness against latency",
         "",
         f"{about['layers']} layers, {about['tokens']} patches, {where['dtype']}; "
-        f"{about['frames']} frames of {about['clip']}; dense {found.dense_ms:.0f} ms a frame. "
+        f"{about['frames']} frames of {about['clip']}; dense {found.dense_ms:.0f} ms a frame"
+        f"{' of ' + about['timed'] if 'timed' in about else ''}. "
         f"{where['processor']}, {where['threads']} threads, torch {about['versions']['torch']}. "
         "Latency: of a frame over a whole cycle, as a ratio to dense. Cosine: of features to "
         "dense, mean over patches.",
@@ -60,7 +62,7 @@ def label(row: Row) -> str:
 
 
 def draw(found: Tradeoff, directory: Path) -> None:
-    """Draw tradeoff-heat.svg, tradeoff.svg and scene-cut.svg."""
+    """Draw tradeoff-heat.svg, tradeoff.svg, scene-cut.svg and tradeoff-layers.svg."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -89,6 +91,11 @@ def draw(found: Tradeoff, directory: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(10, 3), layout="constrained")
     _over_time(axes, found)
     _write(figure, directory / "scene-cut.svg")
+
+    if found.fidelity is not None:
+        figure, axes = pyplot.subplots(figsize=(10, 3), layout="constrained")
+        _by_layer(axes, found.fidelity)
+        _write(figure, directory / "tradeoff-layers.svg")
 
 
 def _heat(
@@ -156,6 +163,23 @@ def _over_time(axes: Any, found: Tradeoff) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
+
+
+def _by_layer(axes: Any, fidelity: Fidelity) -> None:
+    from matplotlib import colormaps
+
+    layers = range(1, len(fidelity.layers) + 1)
+    for place, age in enumerate(fidelity.ages):
+        if age > 0:
+            colour = colormaps["viridis"](place / len(fidelity.ages))
+            values = [layer[place] for layer in fidelity.layers]
+            axes.plot(layers, values, "o-", markersize=3, color=colour, label=str(age))
+    axes.set_xlabel("layer")
+    axes.set_xticks(layers)
+    axes.set_ylabel("cosine to dense")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(title="frames since\nthe refresh", frameon=False, fontsize=8, ncols=2)
 
 
 def _grid(found: Tradeoff) -> tuple[list[int], list[float]]:

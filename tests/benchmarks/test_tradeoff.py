@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,6 +16,7 @@ from benchmarks import tradeoff, tradeoff_page
 from stc_stream.cacher import CacherConfig, attach_cacher
 from stc_stream.evaluate.variants import shared_copy
 from stc_stream.towers.load import VisionModel
+from stc_stream.video import open_video
 from stc_stream.video.sample import sample_clip
 
 TINY = {
@@ -25,6 +28,7 @@ TINY = {
     "patch_size": 16,
 }
 HALF = (0.5, 0.5, 0.5)
+FIGURES = ("tradeoff-heat.svg", "tradeoff.svg", "scene-cut.svg", "tradeoff-layers.svg")
 
 
 def make(seed: int, prefix: int = 0) -> VisionModel:
@@ -40,7 +44,7 @@ def make(seed: int, prefix: int = 0) -> VisionModel:
 
 def test_every_way_is_measured_and_what_is_kept_is_read_back(seed: int, tmp_path) -> None:
     tower = make(seed)
-    found = tradeoff.with_latency(tradeoff.measure(tower, 10), tower, 5)
+    found = tradeoff.with_latency(tradeoff.measure(tower, sample_clip(10)), tower, 5)
     assert {row.kind for row in found.rows} == {
         "dense", "stc", "skip", "merge", "threshold", "change", "int8"
     }  # fmt: skip
@@ -85,7 +89,7 @@ def test_every_way_is_measured_and_what_is_kept_is_read_back(seed: int, tmp_path
     assert row.whole > 0 and found.dense_ms > 0
     assert row.whole == found.stc(8, 0.25).whole
     assert tradeoff.main(["--draw", str(tmp_path / "t.json"), "--figures", str(tmp_path)]) == 0
-    for name in ("tradeoff-heat.svg", "tradeoff.svg", "scene-cut.svg"):
+    for name in FIGURES:
         assert ElementTree.parse(tmp_path / name).getroot().tag.endswith("svg")
 
 
@@ -97,7 +101,7 @@ def test_latency_is_of_the_whole_clip() -> None:
 def test_what_was_kept_is_timed_again(seed: int, tmp_path, capsys, monkeypatch) -> None:
     tower = make(seed)
     monkeypatch.setattr(tradeoff, "build_tower", lambda *_, **__: tower)
-    found = tradeoff.measure(tower, 5)
+    found = tradeoff.measure(tower, sample_clip(5))
     tradeoff.save(tradeoff.with_latency(found, tower, 3), tmp_path / "t")
     before = tradeoff.load(tmp_path / "t.json")
     arguments = ["--retime", str(tmp_path / "t.json"), "--figures", str(tmp_path)]
@@ -108,6 +112,50 @@ def test_what_was_kept_is_timed_again(seed: int, tmp_path, capsys, monkeypatch) 
     tradeoff.save(tradeoff.replace(before, about={**before.about, "tower": "x"}), tmp_path / "t")
     assert tradeoff.main(arguments) == 2
     assert "is of x, not of tiny" in capsys.readouterr().err
+
+
+def test_a_video_by_another_towers_latency(seed: int, tmp_path, monkeypatch) -> None:
+    large = tradeoff.with_latency(tradeoff.measure(make(seed), sample_clip(5)), make(seed), 3)
+    tradeoff.save(large, tmp_path / "large")
+    small = replace(make(seed + 1), name="small", pretrained=True)
+    monkeypatch.setattr(tradeoff, "load_small_tower", lambda **_: small)
+    arguments = [
+        "--small",
+        "--latency",
+        str(tmp_path / "large.json"),
+        "--save",
+        str(tmp_path / "t"),
+    ]
+    sample = str(files("stc_stream").joinpath("data/sample.mp4"))
+    arguments += ["--video", sample, "--fps", "4", "--frames", "9"]
+    assert tradeoff.main(arguments) == 0
+    found = tradeoff.load(tmp_path / "t.json")
+    assert found.about["tower"] == "small"
+    assert found.about["timed"] == "3 layers of tiny"
+    assert found.stc(4, 0.25).selective == pytest.approx(large.stc(4, 0.25).selective, rel=1e-3)
+    assert found.stc(4, 0.25).refreshes == 3
+    # By layer and by frames since the refresh, by hand.
+    with open_video(sample, fps=4, frames=9) as video:
+        images = [frame.image for frame in video]
+    copy, dense = shared_copy(small.module), [[] for _ in range(3)]
+    ours = [[] for _ in range(3)]
+    with attach_cacher(copy, CacherConfig.paper(0.25, 8)), torch.inference_mode():
+        for image in images:
+            for module, rows in ((small.module, dense), (copy, ours)):
+                states = module(**small.batch([image]), output_hidden_states=True).hidden_states
+                for layer in range(3):
+                    rows[layer].append(states[layer + 1])
+    assert found.fidelity is not None and found.fidelity.ages == tuple(range(8))
+    for layer in range(3):
+        expected = torch.cosine_similarity(torch.cat(ours[layer]), torch.cat(dense[layer]), dim=-1)
+        # Two of the nine frames are refreshes, of age 0.
+        assert found.fidelity.layers[layer][1:] == pytest.approx(
+            expected.mean(1)[1:8].tolist(), abs=1e-5
+        )
+    lacking = replace(large, rows=large.rows[:3])
+    with pytest.raises(ValueError, match="^tiny was not timed with STC, N=2, r=0.25"):
+        tradeoff.with_latency_of(found, lacking, small)
+    assert tradeoff.main(["--layers", "1", "--video", str(tmp_path / "none.mp4")]) == 2
 
 
 def test_bad_input_is_one_line(capsys, tmp_path) -> None:
@@ -124,7 +172,7 @@ def test_bad_input_is_one_line(capsys, tmp_path) -> None:
 
 def test_any_method_can_be_named(seed: int, tmp_path) -> None:
     tower, name = make(seed), "random_tokens:refresh_interval=2"
-    found = tradeoff.with_latency(tradeoff.measure(tower, 5, (name,)), tower, 3)
+    found = tradeoff.with_latency(tradeoff.measure(tower, sample_clip(5), (name,)), tower, 3)
     (row,) = found.of("method")
     assert tradeoff_page.label(row) == name
     assert row.refreshes == 3 and row.whole > 0 and row.selective > 0
@@ -137,17 +185,20 @@ def test_any_method_can_be_named(seed: int, tmp_path) -> None:
     assert name in (tmp_path / "tradeoff.svg").read_text()
 
 
-def test_what_is_committed_can_be_drawn(tmp_path) -> None:
-    (path,) = (Path(tradeoff.__file__).parent / "results").glob("*-tradeoff.json")
+RESULTS = sorted((Path(tradeoff.__file__).parent / "results").glob("*-tradeoff*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_what_is_committed_can_be_drawn(path: Path, tmp_path) -> None:
     found = tradeoff.load(path)
     assert path.with_suffix(".md").read_text(encoding="utf-8") == tradeoff_page.markdown(found)
     assert tradeoff.main(["--draw", str(path), "--figures", str(tmp_path)]) == 0
-    for name in ("tradeoff-heat.svg", "tradeoff.svg", "scene-cut.svg"):
+    for name in FIGURES[: 3 + (found.fidelity is not None)]:
         assert ElementTree.parse(tmp_path / name).getroot().tag.endswith("svg")
 
 
 def test_scene_cut_settings_are_told_apart(seed: int) -> None:
-    found = tradeoff.measure(make(seed), 3)
+    found = tradeoff.measure(make(seed), sample_clip(3))
     labels = [tradeoff_page.label(row) for row in found.rows]
     assert len(labels) == len(set(labels))
     assert json.dumps(found.about)
