@@ -48,6 +48,8 @@ from stc_stream.video.sample import Clip, sample_clip
 INTERVALS = (2, 4, 8)
 RATIOS = (0.1, 0.25, 0.5)
 MERGED = (16, 32, 64, 110)
+"""Of `MERGED_OF` tokens; a tower that has fewer merges fewer."""
+MERGED_OF = 576
 THRESHOLDS = (0.98, 0.99, 0.995, 0.999)
 CHANGES = (0.3, 0.6)
 
@@ -209,7 +211,7 @@ def measure(
         TypeError: a tower that a method can't run.
         ValueError: there is no such method.
     """
-    ways = _ways()
+    ways = _ways(tower.tokens)
     ways += [Way("method", {"method": text}) for text in methods]
     full, int8 = ways.index(Way("stc", _MIDDLE)), ways.index(Way("int8", _MIDDLE))
     same: list[list[float]] = []
@@ -282,13 +284,19 @@ def with_latency_of(found: Tradeoff, timed: Tradeoff, tower: VisionModel) -> Tra
     Raises:
         ValueError: `timed` lacks one of the ways.
     """
-    ratios = {Way(row.kind, row.settings).key: (row.whole, row.selective) for row in timed.rows}
+
+    def key(row: Row, tokens: int) -> str:
+        if row.kind != "merge":
+            return Way(row.kind, row.settings).key
+        return f"merge {row.settings['merged'] / tokens:.2f}"
+
+    ratios = {key(row, timed.about["tokens"]): (row.whole, row.selective) for row in timed.rows}
     rows = []
     for row in found.rows:
-        key = Way(row.kind, row.settings).key
-        if key not in ratios:
+        same = key(row, found.about["tokens"])
+        if same not in ratios:
             raise ValueError(f"{timed.about['tower']} was not timed with {label(row)}")
-        whole, selective = ratios[key]
+        whole, selective = ratios[same]
         rows.append(replace(row, whole=whole, selective=selective))
     about = {
         **found.about,
@@ -307,8 +315,10 @@ def save(found: Tradeoff, prefix: Path) -> None:
         row |= {name: float(f"{row[name]:.4g}") for name in ("whole", "selective", "recomputed")}
     prefix.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    prefix.with_name(prefix.name + ".json").write_text(text + "\n", encoding="utf-8")
-    prefix.with_name(prefix.name + ".md").write_text(markdown(found), encoding="utf-8")
+    written = prefix.with_name(prefix.name + ".json")
+    written.write_text(text + "\n", encoding="utf-8")
+    # Of the rounded numbers, so that it can be made again.
+    prefix.with_name(prefix.name + ".md").write_text(markdown(load(written)), encoding="utf-8")
 
 
 def load(path: Path) -> Tradeoff:
@@ -370,14 +380,15 @@ _FIXED = {
 _MIDDLE = {"refresh_interval": 4, "update_ratio": 0.25}
 
 
-def _ways() -> list[Way]:
+def _ways(tokens: int) -> list[Way]:
     ways = []
     for interval in INTERVALS:
         at = {"refresh_interval": interval}
         ways += [Way("stc", {**at, "update_ratio": ratio}) for ratio in RATIOS]
         ways.append(Way("skip", at))
     ways.append(Way("int8", _MIDDLE))
-    ways += [Way("merge", {"merged": merged}) for merged in MERGED]
+    merged = dict.fromkeys(max(1, each * tokens // MERGED_OF) for each in MERGED)
+    ways += [Way("merge", {"merged": each}) for each in merged]
     ways += [Way("threshold", {"refresh_interval": 4, "threshold": each}) for each in THRESHOLDS]
     for change in CHANGES:
         settings = {"refresh_interval": 8, "update_ratio": 0.25, "refresh_on_change": change}

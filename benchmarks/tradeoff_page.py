@@ -85,7 +85,7 @@ def draw(found: Tradeoff, directory: Path) -> None:
         (pair[1], "worst frame", lambda row: row.worst),
     ):
         _scatter(axes, found, title, read)
-    pair[0].legend(frameon=False, fontsize=8, loc="lower right")
+    pair[0].legend(frameon=False, fontsize=8)
     _write(figure, directory / "tradeoff.svg")
 
     figure, axes = pyplot.subplots(figsize=(10, 3), layout="constrained")
