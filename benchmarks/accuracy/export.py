@@ -1,9 +1,10 @@
 """Write trained weights as a folder that transformers loads, and the model's card.
 
-    python -m benchmarks.accuracy.export --state build/accuracy dense.json gaps.json
+    python -m benchmarks.accuracy.export --state build/accuracy dense.json [gaps.json]
 
-The two files are what `measure --split test --json` said of the two LLMs. The dense model lies in
-the folder itself, the one trained on random gaps in its subfolder `gaps`; both have the tower.
+The files are what `measure --split test --json` said of the LLMs. The dense model lies in the
+folder itself, the one trained on random gaps, where there is one, in its subfolder `gaps`; both
+have the tower.
 """
 
 from __future__ import annotations
@@ -40,14 +41,15 @@ _TEMPLATE = (
 def main() -> int:
     arguments = _arguments()
     try:
-        measured = [read_json(file) for file in arguments.measured]
-        for name, found in zip(NAMES, measured, strict=True):
+        given = (arguments.measured, arguments.gaps)
+        measured = [read_json(file) for file in given if file is not None]
+        for name, found in zip(NAMES, measured, strict=False):
             if (found["model"], found["split"]) != (name, "test"):
                 raise StateError(
                     f"measured must be of dense and gaps on the test split, in this order, but "
                     f"holds {found['model']} on {found['split']}"
                 )
-        for name in NAMES:
+        for name in NAMES[: len(measured)]:
             model, _ = load(arguments.state, name)
             write_model(model, arguments.to if name == "dense" else arguments.to / name)
     except (StateError, OSError) as error:
@@ -116,18 +118,19 @@ def card(
     """Return the model's card, in Markdown.
 
     Args:
-        measured: of the dense model and of the one trained on gaps.
+        measured: of the dense model and, where there is one, of that trained on gaps.
         settings: seed, steps and clips of the training.
         parameters: of one model.
         note: what else a reader should know.
     """
-    dense, gaps = measured
+    dense, *others = measured
     photographs = "; ".join(f"{split}: {', '.join(names)}" for split, names in PHOTOGRAPHS.items())
     stages = {
         "tower": dense["stages"]["tower"],
         "LLM, dense": dense["stages"]["dense"],
-        "LLM, gaps": gaps["stages"]["gaps"],
     }
+    if others:
+        stages["LLM, gaps"] = others[0]["stages"]["gaps"]
     lines = [
         "# A small video LLM, trained here",
         "",
@@ -137,17 +140,21 @@ def card(
         "and a ring, in their exact words, and nothing else; "
         "`stc_stream.evaluate.scenes.question_texts()` lists them.",
         "",
-        "The model in this folder has only ever seen whole frames. The one in `gaps` has the same "
-        "tower; its LLM saw a random part of each frame's tokens in training, at least three, "
-        "which favours no method.",
+        "The model in this folder has only ever seen whole frames."
+        + (
+            " The one in `gaps` has the same tower; its LLM saw a random part of each frame's "
+            "tokens in training, at least three, which favours no method."
+            if others
+            else ""
+        ),
         "",
         "```python",
         "from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration",
         "",
         "from stc_stream.evaluate.small_model import model_folder",
         "",
-        'model = LlavaOnevisionForConditionalGeneration.from_pretrained(model_folder("dense"))',
-        'tokenizer = AutoTokenizer.from_pretrained(model_folder("dense"))',
+        "model = LlavaOnevisionForConditionalGeneration.from_pretrained(model_folder())",
+        "tokenizer = AutoTokenizer.from_pretrained(model_folder())",
         "```",
         "",
         "## Training",
@@ -176,7 +183,7 @@ def card(
         "Percent right, with 95% intervals over clips. Blind: another clip's video. Memory: "
         "questions that the last frame isn't enough for.",
     ]
-    for name, found in zip(NAMES, measured, strict=True):
+    for name, found in zip(NAMES, measured, strict=False):
         first = next(iter(found["rows"].values()))
         lines += [
             "",
@@ -224,7 +231,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("measured", type=Path, nargs=2, metavar="JSON", help="dense, then gaps")
+    parser.add_argument("measured", type=Path, metavar="JSON", help="of the dense model")
+    parser.add_argument("gaps", type=Path, nargs="?", metavar="JSON", help="of the one with gaps")
     parser.add_argument(
         "--state", type=Path, default=Path("build/accuracy"), help="folder of the training"
     )

@@ -125,5 +125,10 @@ def test_the_command_writes_both_models_and_the_card(tmp_path: Path, seed: int, 
         assert words in text
     if any(question.task == "sign" for clip in clips for question in clip.questions):
         assert "Below 80% and no yardstick: sign (0.0" in text
+    alone = tmp_path / "alone"
+    command = ["export", str(files[0]), "--state", str(state), "--to", str(alone)]
+    monkeypatch.setattr(sys, "argv", command)
+    assert export.main() == 0
+    assert not (alone / "gaps").exists() and "gaps" not in (alone / "README.md").read_text()
     monkeypatch.setattr(sys, "argv", ["export", *map(str, files[::-1]), "--state", str(state)])
     assert export.main() == 1

@@ -11,12 +11,11 @@ from stc_stream.evaluate.scenes import make_clip
 from stc_stream.evaluate.small_model import load_small_tower, model_folder
 
 
-@pytest.mark.parametrize("name", ["dense", "gaps"])
-def test_a_session_takes_it(name):
+def test_a_session_takes_it():
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(
-        model_folder(name), dtype=torch.float32
+        model_folder(), dtype=torch.float32
     )
-    processor = SessionProcessor.from_pretrained(str(model_folder(name)))
+    processor = SessionProcessor.from_pretrained(str(model_folder()))
     tower = load_small_tower(device="cpu")
     for ours, theirs in zip(
         tower.module.parameters(), model.model.vision_tower.parameters(), strict=True
@@ -32,10 +31,5 @@ def test_a_session_takes_it(name):
                 for question in (each for each in clip.questions if each.frame == frame):
                     right += session.ask(question.text, 1) == question.answer
                     asked += 1
-    # Chance is a third at best; the card's figure is of many more questions.
-    assert right / asked > 0.7
-
-
-def test_there_are_two():
-    with pytest.raises(ValueError, match="^name must be 'dense' or 'gaps', but is 'other'"):
-        model_folder("other")
+    # A blind model has a quarter; the card's figure is of many more questions.
+    assert right / asked > 0.8

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -220,19 +219,12 @@ def _task(
 
 
 def _load(model: str | None, device: str, dtype: str) -> VideoLlm:
+    from stc_stream.evaluate.small_model import model_folder
     from stc_stream.session.load import load_video_llm
     from stc_stream.towers.load import ModelError
 
-    if model is None:
-        own = files("stc_stream").joinpath("data/model")
-        if not own.joinpath("config.json").is_file():
-            fail(
-                "--model must be given, a folder with a video LLM or its name on the hub: this "
-                "package has no trained model yet"
-            )
-        model = str(own)
     try:
-        return load_video_llm(model, device=device, dtype=dtype)
+        return load_video_llm(model or str(model_folder()), device=device, dtype=dtype)
     except ModelError as error:
         fail(str(error))
     except ValueError as error:
