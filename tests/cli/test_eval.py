@@ -192,13 +192,21 @@ def test_what_is_wrong_is_one_line(evaluate: Stc, arguments: tuple, words: str) 
 
 
 def test_a_model_without_a_video_path_is_one_line(
-    stc: Stc, tiny_model: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stc: Stc, tiny_model: Path, questions: Path
 ) -> None:
     outcome = stc("eval", "--task", questions, "--model", tiny_model)
     assert "cannot be asked about a video: give a video LLM of these families" in one_line(outcome)
-    # As in a package that holds no model of its own.
-    monkeypatch.setattr("stc_stream.cli.evaluate.files", lambda package: tmp_path)
-    assert "--model must be given" in one_line(stc("eval", "--task", questions))
+
+
+def test_the_small_trained_model_is_asked_by_default(stc: Stc, tmp_path: Path) -> None:
+    pytest.importorskip("skimage", reason="photographs come with scikit-image")
+    document = tmp_path / "rows.json"
+    task = "small:clips=8,split=validation"
+    assert stc("eval", "--task", task, "--method", "stc-cacher", "--json", document).code == 0
+    dense, cacher = json.loads(document.read_text())
+    # A blind model has a quarter.
+    assert dense["accuracy"] > 0.8
+    assert cacher["accuracy"] > 0.8
 
 
 def test_a_broken_file_or_answer_is_one_line(evaluate: Stc, questions: Path) -> None:
