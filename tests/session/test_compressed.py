@@ -140,6 +140,9 @@ def test_limits_of_a_generation_config_count_the_callers_prompt(case, frames):
     assert config.max_length == length
 
 
+@pytest.mark.skipif(
+    transformers.__version__.startswith("5.0."), reason="it counts new tokens alone there"
+)
 @pytest.mark.parametrize("other", [None, GenerationConfig(do_sample=False)])
 def test_limits_of_the_models_own_config_count_the_callers_prompt(case, frames, other):
     inputs = case.inputs(frames[:2])

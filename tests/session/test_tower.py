@@ -9,6 +9,7 @@ from types import MethodType
 
 import pytest
 import torch
+import transformers
 from session.conftest import QUESTION, steps_of_a_quarter
 
 from stc_stream import CacherConfig, StreamingSession, attach_cacher
@@ -142,6 +143,9 @@ def test_another_part_for_the_tower(case, frames):
     assert (case.logits(frames[:2]) - expected).abs().max() > 1e-3
 
 
+@pytest.mark.skipif(
+    transformers.__version__.startswith("5.0."), reason="frames are not skipped in its LLaVA"
+)
 def test_the_parts_of_a_method_are_those_of_a_session(case, frames):
     """And what a part remembers of the tower is forgotten with the stream."""
     skipping = replace(read_method("skip:refresh_interval=8"), memory=FullMemory())
