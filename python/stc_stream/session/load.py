@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -142,14 +141,12 @@ def _pretrained(name: str, device: torch.device, dtype: torch.dtype) -> VideoLlm
 def _check_family(name: str, config: dict[str, Any]) -> None:
     """Refuse a model before its weights are read, if it is no video LLM that is known."""
     model_type = config.get("model_type", "")
-    known = ", ".join(family.family for _, family in FAMILIES)
+    known = ", ".join(family.family for family in FAMILIES)
     parsed = None
     with suppress(KeyError, TypeError, ValueError):
         parsed = transformers.CONFIG_MAPPING[model_type].from_dict(config)
-    # A family is recognised by its config and its head, which its class says here.
-    unread: Any = SimpleNamespace(config=parsed, lm_head=None)
     if type(parsed) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or not any(
-        resembles(unread) for resembles, _ in FAMILIES
+        family.model_type == model_type for family in FAMILIES
     ):
         what = f"a {model_type} model" if model_type else "no model with a model_type"
         raise ModelError(

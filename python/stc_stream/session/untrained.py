@@ -115,7 +115,7 @@ def build_llava_onevision(
     tower = SiglipVisionConfig(**_tower(sizes), vision_use_head=False)
     tokenizer = build_tokenizer()
     numbers = tokenizer.get_vocab()
-    llm = Qwen2Config(**_llm(sizes, tokenizer))
+    llm = Qwen2Config(**{**_llm(sizes, tokenizer), **sizes.llm_settings})
     config = LlavaOnevisionConfig(
         vision_config=tower,
         text_config=llm,
@@ -126,10 +126,7 @@ def build_llava_onevision(
         image_grid_pinpoints=[[sizes.image, sizes.image]],
         tie_word_embeddings=bool(sizes.llm_settings.get("tie_word_embeddings", False)),
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlavaOnevisionForConditionalGeneration(config)
-    model.train(False)
+    model = _seeded(LlavaOnevisionForConditionalGeneration, config, seed)
     pixels = PixelSettings(sizes.image, sizes.image)
     return model, SessionProcessor(tokenizer, TEMPLATE, pixels)
 
@@ -150,16 +147,13 @@ def build_llava_next_video(
     numbers = tokenizer.get_vocab()
     config = LlavaNextVideoConfig(
         vision_config=CLIPVisionConfig(**_tower(sizes)),
-        text_config=llm(**_llm(sizes, tokenizer)),
+        text_config=llm(**{**_llm(sizes, tokenizer), **sizes.llm_settings}),
         image_token_index=numbers["<image>"],
         video_token_index=numbers["<video>"],
         image_grid_pinpoints=[[sizes.image, sizes.image]],
         **settings,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlavaNextVideoForConditionalGeneration(config)
-    model.train(False)
+    model = _seeded(LlavaNextVideoForConditionalGeneration, config, seed)
     pixels = CroppedPixelSettings(sizes.image, sizes.image, shorter=sizes.image)
     return model, SessionProcessor(tokenizer, VICUNA_TEMPLATE, pixels)
 
@@ -177,7 +171,7 @@ def _tower(sizes: LlavaSizes) -> dict[str, Any]:
     }
 
 
-def _llm(sizes: LlavaSizes, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def _llm(sizes: LlavaSizes | QwenSizes, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Return the settings of an LLM."""
     width, hidden, layers, heads, kv_heads = sizes.llm
     return {
@@ -191,8 +185,16 @@ def _llm(sizes: LlavaSizes, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
-        **sizes.llm_settings,
     }
+
+
+def _seeded(kind: type[Any], config: Any, seed: int) -> Any:
+    """Return a model with random weights that follow from a seed; other draws stay as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = kind(config)
+    model.train(False)
+    return model
 
 
 @dataclass(frozen=True)
@@ -306,27 +308,18 @@ def _build_qwen(
 ) -> tuple[Any, SessionProcessor]:
     tokenizer = build_tokenizer(_QWEN)
     numbers = tokenizer.get_vocab()
-    width, hidden, layers, heads, kv_heads = sizes.llm
+    width, _, _, heads, _ = sizes.llm
     # A quarter of a head's pairs of channels turns with time, the others with row and column.
     pairs = width // heads // 2
     row = (pairs - pairs // 4) // 2
     llm = {
-        "hidden_size": width,
-        "intermediate_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": sizes.vocabulary,
-        "max_position_embeddings": sizes.context,
+        **_llm(sizes, tokenizer),
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 1000000.0,
             "mrope_section": [pairs - 2 * row, row, row],
         },
         **more,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
     }
     settings = config(
         vision_config=tower,
@@ -336,10 +329,7 @@ def _build_qwen(
         vision_start_token_id=numbers["<|vision_start|>"],
         vision_end_token_id=numbers["<|vision_end|>"],
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        built = model(settings)
-    built.train(False)
+    built = _seeded(model, settings, seed)
     pixels = DynamicPixelSettings(*sizes.pixels, patch=sizes.patch)
     return built, SessionProcessor(tokenizer, QWEN_TEMPLATE, pixels, "<|video_pad|>")
 

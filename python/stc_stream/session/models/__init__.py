@@ -4,13 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-from stc_stream.session.models import (
-    llava_next_video,
-    llava_onevision,
-    qwen2_5_vl,
-    qwen2_vl,
-    qwen3_vl,
-)
 from stc_stream.session.models.llava_next_video import LlavaNextVideo
 from stc_stream.session.models.llava_onevision import LlavaOnevision
 from stc_stream.session.models.model import VideoModel
@@ -20,14 +13,14 @@ from stc_stream.session.models.qwen3_vl import Qwen3VL
 
 __all__ = ["FAMILIES", "VideoModel", "read_model"]
 
-FAMILIES = (
-    (llava_onevision.resembles, LlavaOnevision),
-    (llava_next_video.resembles, LlavaNextVideo),
-    (qwen2_vl.resembles, Qwen2VL),
-    (qwen2_5_vl.resembles, Qwen25VL),
-    (qwen3_vl.resembles, Qwen3VL),
+FAMILIES: tuple[type[VideoModel], ...] = (
+    LlavaOnevision,
+    LlavaNextVideo,
+    Qwen2VL,
+    Qwen25VL,
+    Qwen3VL,
 )
-"""For each family, what recognises its models, and what reads them."""
+"""Those that are known."""
 
 
 def read_model(model: nn.Module | VideoModel) -> VideoModel:
@@ -38,10 +31,10 @@ def read_model(model: nn.Module | VideoModel) -> VideoModel:
     """
     if isinstance(model, VideoModel):
         return model
-    for resembles, family in FAMILIES:
-        if resembles(model):
+    for family in FAMILIES:
+        if family.resembles(model):
             return family(model)
-    known = ", ".join(family.family for _, family in FAMILIES)
+    known = ", ".join(family.family for family in FAMILIES)
     raise TypeError(
         f"model must be a video LLM of transformers, with its LLM and its head, of these families: "
         f"{known}; but is a {type(model).__name__}"

@@ -5,35 +5,21 @@ The frames of a video follow each other without a newline token.
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from stc_stream.session.models.square import SquareFrames
-
-
-def resembles(model: nn.Module) -> bool:
-    """Say whether `model` is one."""
-    return getattr(getattr(model, "config", None), "model_type", None) == "llava_next_video" and (
-        hasattr(model, "lm_head")
-    )
 
 
 class LlavaNextVideo(SquareFrames):
     """`LlavaNextVideoForConditionalGeneration` of transformers, its LLM a Llama or a Mistral."""
 
     family = "LLaVA-NeXT-Video"
+    model_type = "llava_next_video"
 
-    def __init__(self, model: Any) -> None:
-        vision = model.config.vision_config
-        self.model = model
-        self.tower = model.model.vision_tower
-        self.llm = model.model.language_model
-        self.head = model.lm_head
-        self.context = model.config.text_config.max_position_embeddings
-        self.image = vision.image_size
-        self.side = vision.image_size // vision.patch_size // model.config.spatial_pool_stride
-        self.video_token = model.config.video_token_id
+    def pooled(self, patches: int) -> int:
+        """Return the side of the square of tokens."""
+        stride: int = self.model.config.spatial_pool_stride
+        return patches // stride
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Return the tokens of frames, [F, T, D]."""

@@ -6,35 +6,21 @@ A newline token follows the whole video, not each frame.
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from stc_stream.session.models.square import SquareFrames
-
-
-def resembles(model: nn.Module) -> bool:
-    """Say whether `model` is one."""
-    return getattr(getattr(model, "config", None), "model_type", None) == "llava_onevision" and (
-        hasattr(model, "lm_head")
-    )
 
 
 class LlavaOnevision(SquareFrames):
     """`LlavaOnevisionForConditionalGeneration` of transformers."""
 
     family = "LLaVA-OneVision"
+    model_type = "llava_onevision"
 
-    def __init__(self, model: Any) -> None:
-        vision = model.config.vision_config
-        self.model = model
-        self.tower = model.model.vision_tower
-        self.llm = model.model.language_model
-        self.head = model.lm_head
-        self.context = model.config.text_config.max_position_embeddings
-        self.image = vision.image_size
-        self.side = math.ceil(vision.image_size // vision.patch_size / 2)
-        self.video_token = model.config.video_token_id
+    def pooled(self, patches: int) -> int:
+        """Return the side of the square of tokens."""
+        return math.ceil(patches / 2)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Return the tokens of frames, [F, T, D], without the newline that ends a video."""

@@ -20,6 +20,8 @@ class VideoModel(ABC):
     """A video LLM as a session uses it; a family says what differs.
 
     Attributes:
+        family: what to call it.
+        model_type: what transformers calls it, in a config.
         model: the model of transformers.
         tower: its vision tower.
         llm: its LLM without the head.
@@ -34,6 +36,7 @@ class VideoModel(ABC):
     """
 
     family: str
+    model_type: str
     frames_per_patch: int = 1
     axes: int = 1
     levels: int = 0
@@ -45,6 +48,19 @@ class VideoModel(ABC):
     head: nn.Module
     context: int
     video_token: int
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.llm = model.model.language_model
+        self.head = model.lm_head
+        self.context = model.config.get_text_config().max_position_embeddings
+        self.video_token = model.config.video_token_id
+
+    @classmethod
+    def resembles(cls, model: nn.Module) -> bool:
+        """Say whether `model` is one of this family, with its head."""
+        model_type = getattr(getattr(model, "config", None), "model_type", None)
+        return model_type == cls.model_type and hasattr(model, "lm_head")
 
     @abstractmethod
     def misfit(self, pixels: Pixels) -> str | None:

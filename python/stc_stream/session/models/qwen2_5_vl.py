@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from stc_stream.session.models.qwen2_vl import Qwen2VL
-
-
-def resembles(model: nn.Module) -> bool:
-    """Say whether `model` is one."""
-    return getattr(getattr(model, "config", None), "model_type", None) == "qwen2_5_vl" and (
-        hasattr(model, "lm_head")
-    )
 
 
 class Qwen25VL(Qwen2VL):
     """`Qwen2_5_VLForConditionalGeneration` of transformers."""
 
     family = "Qwen2.5-VL"
+    model_type = "qwen2_5_vl"
 
     @property
     def _tokens_per_second(self) -> float | None:

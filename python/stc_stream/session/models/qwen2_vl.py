@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from torch import nn
-
 from stc_stream.session.models.qwen_vl import Clock, ContiguousInTime, KeptInTime, QwenVL
 from stc_stream.session.numbering import Numbering, Positions
-
-
-def resembles(model: nn.Module) -> bool:
-    """Say whether `model` is one."""
-    return getattr(getattr(model, "config", None), "model_type", None) == "qwen2_vl" and (
-        hasattr(model, "lm_head")
-    )
 
 
 class Qwen2VL(QwenVL):
     """`Qwen2VLForConditionalGeneration` of transformers."""
 
     family = "Qwen2-VL"
+    model_type = "qwen2_vl"
 
     def numbering(self, positions: Positions) -> Numbering:
         """Return what numbers the tokens of frames."""

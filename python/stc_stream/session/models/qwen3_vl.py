@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.processing_utils import ProcessorMixin
 
 from stc_stream.session.models.qwen_vl import QwenVL
@@ -21,17 +21,11 @@ from stc_stream.session.processor import Prompt, SessionProcessor
 _START, _END = "<|vision_start|>", "<|vision_end|>"
 
 
-def resembles(model: nn.Module) -> bool:
-    """Say whether `model` is one."""
-    return getattr(getattr(model, "config", None), "model_type", None) == "qwen3_vl" and (
-        hasattr(model, "lm_head")
-    )
-
-
 class Qwen3VL(QwenVL):
     """`Qwen3VLForConditionalGeneration` of transformers."""
 
     family = "Qwen3-VL"
+    model_type = "qwen3_vl"
     pixels = SharedPixelSettings
 
     def __init__(self, model: Any) -> None:

@@ -36,13 +36,9 @@ class QwenVL(VideoModel):
     )
 
     def __init__(self, model: Any) -> None:
+        super().__init__(model)
         vision = model.config.vision_config
-        self.model = model
         self.tower = model.model.visual
-        self.llm = model.model.language_model
-        self.head = model.lm_head
-        self.context = model.config.get_text_config().max_position_embeddings
-        self.video_token = model.config.video_token_id
         self.frames_per_patch = vision.temporal_patch_size
         self._patch = vision.patch_size
         self._merge = vision.spatial_merge_size

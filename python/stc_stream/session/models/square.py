@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from typing import Any
+
 from stc_stream.session.models.model import VideoModel
 from stc_stream.session.pixels import Pixels, PixelSettings
 
@@ -16,6 +19,17 @@ class SquareFrames(VideoModel):
 
     image: int
     side: int
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        vision = model.config.vision_config
+        self.tower = model.model.vision_tower
+        self.image = vision.image_size
+        self.side = self.pooled(vision.image_size // vision.patch_size)
+
+    @abstractmethod
+    def pooled(self, patches: int) -> int:
+        """Return the side of the square of tokens that pooling makes of one of patches."""
 
     @property
     def tokens_per_frame(self) -> int:
