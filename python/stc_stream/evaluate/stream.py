@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from stc_stream.evaluate.fidelity import Fidelity
 from stc_stream.evaluate.frames import FrameComparison, FrameRun
 from stc_stream.evaluate.method import Method
 from stc_stream.evaluate.methods import read_method
+from stc_stream.evaluate.opened import Opened
 from stc_stream.evaluate.summary import FrameNumbers, FrameResult, FrameView
 from stc_stream.evaluate.timing import WallClock, timed
 from stc_stream.pruner import TokenPruner
@@ -27,7 +27,7 @@ from stc_stream.video import Frame
 MOVING = 0.02
 
 
-class StreamComparison:
+class StreamComparison(Opened):
     """A model that sees every frame of a video twice: as it is, and by a method.
 
     Both ways run in the same process on the same input; which goes first alternates, a warm-up
@@ -50,6 +50,7 @@ class StreamComparison:
         method: Method | None = None,
         closeness: VisionModel | None = None,
     ) -> None:
+        super().__init__()
         self.tower = tower
         self.closeness = closeness
         self.method = read_method("stc") if method is None else method
@@ -73,21 +74,6 @@ class StreamComparison:
         self._cuts = _SceneCuts()
         self._previous: NDArray[np.uint8] | None = None
         self._begun = False
-
-    def __enter__(self) -> StreamComparison:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the method's towers."""
-        self._open.close()
 
     @property
     def fidelity(self) -> Fidelity | None:
