@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from stc_stream.cli.asking import load_asked
 from stc_stream.cli.evaluating import (
     BASELINE,
     EvaluationRun,
@@ -220,12 +221,5 @@ def _task(
 
 def _load(model: str | None, device: str, dtype: str) -> VideoLlm:
     from stc_stream.evaluate.small_model import model_folder
-    from stc_stream.session.load import load_video_llm
-    from stc_stream.towers.load import ModelError
 
-    try:
-        return load_video_llm(model or str(model_folder()), device=device, dtype=dtype)
-    except ModelError as error:
-        fail(str(error))
-    except ValueError as error:
-        fail(as_option(str(error)))
+    return load_asked(model or str(model_folder()), device, dtype)
